@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -11,10 +13,15 @@ import msgspec
 from groundstation.cli_options import FOLDER, one_line
 from groundstation.config import Mission, load_mission
 from onboard.console.extras import require
-from onboard.console.lines import is_terminal
-from onboard.mission.commands import COMMANDS, Command
+from onboard.console.lines import LineInPlace
+from onboard.mission.commands import COMMANDS, Command, InstallArguments
+from onboard.monitor.status_socket import NobodyThere, look
 from onboard.storage.keys import keep_private
 
+if TYPE_CHECKING:
+    from groundstation.commands import CommandRow
+
+_TELL_AFTER_S, _TELL_EVERY_S = 2.0, 1.0  # progress of what takes longer
 _EXPIRES = click.option(
     "--expires", "expires_s", default=604_800.0, show_default=True, metavar="S",
     type=click.FloatRange(min=0, min_open=True), help="Give it up after S seconds.",
@@ -138,6 +145,43 @@ def roll_back(
         _queue(load_mission(folder), board, asked, expires_s, wait_s, as_json=as_json)
 
 
+class _Watch:
+    """Tells at a terminal what becomes of a command that is waited for: each state in a line, and in one
+    place how far a file is that the board gets for it."""
+
+    def __init__(self, mission: Mission, row: CommandRow) -> None:
+        self._mission, self._state = mission, row.state
+        self.line = LineInPlace(sys.stderr)
+        self._names = dict[str, str]()  # of files by digest
+        if row.name == "install":
+            wanted = msgspec.convert(row.arguments, InstallArguments)
+            self._names = {digest.hex(): name for name, (digest, _) in wanted.files.items()}
+        self._due_s = time.monotonic() + _TELL_AFTER_S
+
+    def see(self, row: CommandRow) -> None:
+        from groundstation.views.status import command_line, file_line
+
+        if not self.line.is_seen:
+            return
+        if row.state is not self._state:
+            self._state = row.state
+            self.line.clear()
+            if not row.state.is_final:
+                click.echo(command_line(self._mission, row), err=True)
+        elif self._names and time.monotonic() >= self._due_s:
+            self._due_s = time.monotonic() + _TELL_EVERY_S
+            names = {node.name for node in self._mission.nodes if node.id == row.node}
+            files = [one for one in self._files() if one["node"] in names and one["file"] in self._names]
+            self.line.show(", ".join(file_line(one, self._names[one["file"]]) for one in files))
+
+    def _files(self) -> list[dict[str, Any]]:
+        """Returns what the daemon tells of files on their way; nothing where none runs."""
+        try:
+            return list(look(self._mission.folder, _TELL_EVERY_S).get("files", ()))
+        except NobodyThere:
+            return []
+
+
 def _queue(
     mission: Mission, board: str, asked: Command, expires_s: float, wait_s: float | None, *, as_json: bool
 ) -> None:
@@ -146,13 +190,9 @@ def _queue(
     from groundstation.views.status import command_line, command_values
 
     row = commands.enqueue(mission, board, asked, expires_s)
-    shown = is_terminal(sys.stderr)
-    row = commands.wait_for(
-        mission,
-        row,
-        wait_s or 0.0,
-        lambda row: click.echo(command_line(mission, row), err=True) if shown else None,
-    )
+    watch = _Watch(mission, row)
+    row = commands.wait_for(mission, row, wait_s or 0.0, watch.see)
+    watch.line.clear()
     told = msgspec.json.encode(command_values(mission, row)) if as_json else command_line(mission, row)
     click.echo(told)
     sys.exit(0 if wait_s is None or row.state.value == "done" else 1)

@@ -303,16 +303,15 @@ def find(mission: Mission, command_id: bytes) -> CommandRow | None:
 
 
 def wait_for(
-    mission: Mission, row: CommandRow, wait_s: float, tell: Callable[[CommandRow], None] = lambda row: None
+    mission: Mission, row: CommandRow, wait_s: float, see: Callable[[CommandRow], None] = lambda row: None
 ) -> CommandRow:
-    """Waits up to `wait_s` seconds for the command to end, and `tell`s each state on the way; returns its
-    latest row. Raises StoreError."""
+    """Waits up to `wait_s` seconds for the command to end, and lets `see` its row at each look; returns the
+    latest. Raises StoreError."""
     until_s = time.monotonic() + wait_s
     while not row.state.is_final and (left_s := until_s - time.monotonic()) > 0:
         time.sleep(min(_ASK_EVERY_S, left_s))
-        before, row = row, find(mission, row.id) or row
-        if row.state is not before.state and not row.state.is_final:
-            tell(row)
+        row = find(mission, row.id) or row
+        see(row)
     return row
 
 

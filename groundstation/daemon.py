@@ -218,7 +218,8 @@ class GroundProgram:
         return now if self._is_busy else math.inf
 
     def status(self, now: float) -> dict[str, Any]:
-        return self._rounds.view() | {"links": [station.view(now) for station in self._stations.values()]}
+        links = [station.view(now) for station in self._stations.values()]
+        return self._rounds.view() | {"files": self._files.view(now), "links": links}
 
     def report(self, now: float) -> None:
         say(log, "links", **self.status(now))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from groundstation.library import NetworkLibrary
 from groundstation.station import Station
@@ -33,6 +34,14 @@ class FileService:
         """Does a slice of the work; returns whether there is more to do at once. Raises OSError."""
         self._now = now
         return next(self._course, False)
+
+    def view(self, now: float) -> dict[str, Any]:
+        """Returns how far the file under way is, as plain values for JSON; nothing where none is."""
+        sender, snapshot = self.sender, self._session.snapshot(now)
+        if sender is None or sender.is_over:
+            return {}
+        told = {"node": self._station.node.name, "file": sender.stream.digest.hex()}
+        return told | {"bytes": sender.stream.size, "held_bytes": sender.held_bytes(snapshot.objects)}
 
     def end(self, now: float) -> None:
         if self.sender is not None and self._session is self._station.session:
@@ -100,6 +109,10 @@ class FileServer:
                 say(log, "file-unread", level=logging.ERROR, node=name, why=str(error))
                 del self._served[node]
         return is_busy
+
+    def view(self, now: float) -> list[dict[str, Any]]:
+        """Returns how far each file on its way to a board is."""
+        return [told for service in self._served.values() if (told := service.view(now))]
 
     def _take_request(self, station: Station, arrived: Arrived, now: float) -> None:
         name, session = station.node.name, station.session

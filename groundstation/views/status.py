@@ -193,7 +193,7 @@ def group(view: View, before: View | None, gap_s: float) -> Group:
         now.add_row(*_now(link, earlier.get(link["node"]), gap_s))
         totals.add_row(*_totals(link))
     top = Text(f"round {view['round']}, {waiting}")
-    return Group(top, Text(), now, Text(), totals, Text(), _objects(view["links"]))
+    return Group(top, Text(), now, Text(), totals, Text(), _objects(view))
 
 
 def _table(*left: str, right: Sequence[str] = ()) -> Table:
@@ -229,9 +229,21 @@ def _totals(link: View) -> list[str]:
     ]  # fmt: skip
 
 
-def _objects(links: list[View]) -> Table | str:
+def file_line(one: View, name: str) -> str:
+    """Returns how far a file of that name is."""
+    share = 100 * one["held_bytes"] / one["bytes"]
+    return f"{name}: {one['held_bytes']:,} of {one['bytes']:,} B, {share:.0f} %"
+
+
+def _objects(view: View) -> Table | str:
     table = _table("node", "way", "object", right=("bytes", "", "held", ""))
-    for link in links:
+    for one in view.get("files", ()):  # a daemon of before tells none
+        table.add_row(
+            escape(one["node"]), "out", f"whole file {one['file'][:8]}", f"{one['bytes']:,}",
+            ProgressBar(one["bytes"], one["held_bytes"], width=BAR),
+            f"{100 * one['held_bytes'] / one['bytes']:.0f} %",
+        )  # fmt: skip
+    for link in view["links"]:
         for one in link["objects"]:
             table.add_row(
                 escape(link["node"]), "in" if one["incoming"] else "out",

@@ -136,6 +136,29 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+class LineInPlace:
+    """One line on a terminal, written again in its place while something lasts. On any other stream nothing
+    is written, and `is_seen` is false."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream if is_terminal(stream) else None
+        self._is_shown = False
+
+    @property
+    def is_seen(self) -> bool:
+        return self._stream is not None
+
+    def show(self, text: str) -> None:
+        if self._stream is not None:
+            self._stream.write(f"\r\033[K{text}")
+            self._stream.flush()
+            self._is_shown = bool(text)
+
+    def clear(self) -> None:
+        if self._is_shown:
+            self.show("")
+
+
 def descriptor(stream: TextIO) -> int | None:
     """Returns a stream's file descriptor; None if it has none, as in a test."""
     try:

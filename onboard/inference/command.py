@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from onboard.console.errors import fail, one_line
-from onboard.console.lines import is_terminal
+from onboard.console.lines import LineInPlace, is_terminal
 from onboard.data.images import DataError, Pixels, fit
 from onboard.data.pictures import decoded
 from onboard.inference.answers import Answer, answers, csv_line, header, line, row
@@ -120,20 +120,17 @@ class _Progress:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self._count: int | None = None
-        self._shown = False
         self._due_s = time.monotonic() + TELL_AFTER_S
-        self._wanted = is_terminal(sys.stderr) and not is_terminal(sys.stdout)
+        self._line = LineInPlace(None if is_terminal(sys.stdout) else sys.stderr)
 
     def tell(self, done: int) -> None:
-        if not self._wanted or time.monotonic() < self._due_s:
+        if not self._line.is_seen or time.monotonic() < self._due_s:
             return
         if self._count is None:
             self._count = known_count(self._names) or 0
         of = f" of {self._count:,}" if self._count else ""
-        click.echo(f"\r{done:,}{of} images", err=True, nl=False)
-        self._shown, self._due_s = True, time.monotonic() + _EVERY_S
+        self._line.show(f"{done:,}{of} images")
+        self._due_s = time.monotonic() + _EVERY_S
 
     def clear(self) -> None:
-        if self._shown:
-            click.echo("\r\033[K", err=True, nl=False)
-            self._shown = False
+        self._line.clear()

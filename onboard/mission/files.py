@@ -9,7 +9,7 @@ whole file decides at the end, whatever it came as."""
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from onboard.mission.objects import FILE, Count, decoded
-from onboard.wire.events import Cancelled, Delivered, Event
+from onboard.wire.events import Cancelled, Delivered, Event, Progress
 from onboard.wire.messages import BadMessage
 from onboard.wire.session import Session
 
@@ -139,6 +139,15 @@ class FileSender:
     @property
     def is_over(self) -> bool:
         return not (self._left or self._in_flight)
+
+    def held_bytes(self, objects: Iterable[Progress]) -> int:
+        """Returns how much of the stream the other end holds, by what the session's `objects` say of parts on
+        their way."""
+        size = self.stream.size
+        left = sum(min(PART_BYTES, size - nth * PART_BYTES) for nth in self._left)
+        left += sum(self._in_flight.values())
+        shares = {each.digest: each.held / max(1, each.fragments) for each in objects if not each.incoming}
+        return size - left + sum(int(n * shares.get(name, 0.0)) for name, n in self._in_flight.items())
 
     def step(self, session: Session, now: float) -> None:
         """Offers what may be on its way. Raises OSError if the file cannot be read."""

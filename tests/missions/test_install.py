@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import random
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -299,12 +304,18 @@ def test_a_network_that_rots_on_a_board_is_sent_again_before_the_next_round(
 
 
 def test_a_user_installs_a_network_while_the_programs_run_and_the_board_is_killed(tmp_path: Path) -> None:
-    """The real programs on a serial cable: kill -9 comes while the weights are on their way."""
+    """The real programs on a serial cable: kill -9 comes while the weights are on their way, of which whoever
+    waits at a terminal sees how many bytes have come."""
     line = version(tmp_path / "line", 1)
     with bench(tmp_path, epochs=1, rounds=50) as on:
         mission = str(on.mission)
         on.start()
-        on.run("groundstation", "install", mission, "pi", str(line.folder))
+        terminal, slave = pty.openpty()
+        words = ["install", mission, "pi", str(line.folder), "--wait", "60"]
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "groundstation", *words], stdout=subprocess.PIPE, stderr=slave
+        )
+        os.close(slave)
         on.until(lambda: on.said("ground", "file"))
         on.kill("board")
         on.start_board()
@@ -312,5 +323,13 @@ def test_a_user_installs_a_network_while_the_programs_run_and_the_board_is_kille
         assert on.said("board", "installed", network=line.digest.hex())
         slot = on.node_toml.parent / "state" / "models" / "a"
         assert Network.load(slot).digest == line.digest
+        on.until(lambda: waiting.poll() is not None)
+        seen = os.read(terminal, 1 << 16).decode()
+        os.close(terminal)
+        assert waiting.communicate()[0].decode().split()[1] == "done:"
+        assert "acknowledged: install" in seen
+        counts = re.findall(r"\r\x1b\[Kparams.safetensors: ([\d,]+) of ([\d,]+) B, \d+ %", seen)
+        assert {size for _, size in counts} == {f"{(slot / PARAMETERS).stat().st_size:,}"}
+        assert len(counts) >= 2
         told = on.run("groundstation", "roll-back", mission, "pi", "--wait", "30").stdout
         assert "done: roll-back for pi" in told

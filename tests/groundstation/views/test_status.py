@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -169,3 +170,11 @@ def test_what_boards_hold_out_stands_beside_the_test_data(mission: Mission) -> N
     table = printed(mission, store)
     assert "on boards" in table
     assert "80.00 %" in table
+
+
+def test_a_file_on_its_way_is_shown_as_a_whole() -> None:
+    """Its parts are objects like others, of which two are on their way at a time."""
+    one = {"node": "pi", "file": "ab" * 16, "bytes": 13_000_000, "held_bytes": 6_500_000}
+    shown = status.links_picture({"round": 1, "waiting": [], "links": [], "files": [one]}, None, 0.0)
+    assert re.search(r"pi +out +whole file abababab +13,000,000 .* 50 %", shown)
+    assert status.file_line(one, "train.onnx") == "train.onnx: 6,500,000 of 13,000,000 B, 50 %"

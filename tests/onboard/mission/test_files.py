@@ -23,7 +23,7 @@ from onboard.mission.files import (
     encode_request,
     parts_of,
 )
-from onboard.wire.events import Cancelled, Delivered
+from onboard.wire.events import Cancelled, Delivered, Progress
 from onboard.wire.messages import BadMessage, digest
 from tests.onboard.wire.examples import DIGEST, PART, REQUEST, VECTORS
 
@@ -93,6 +93,9 @@ def test_a_sender_offers_what_is_lacking_a_few_parts_at_a_time() -> None:
     sender = FileSender(FileStream(DIGEST, size, lambda offset, length: bytes(length)), held=b"\x02")
     sender.step(book, 0.0)  # type: ignore[arg-type]
     assert [part.offset // PART_BYTES for part in book.offered] == [0, 2][:IN_FLIGHT]
+    on_its_way = Progress(book.names[0], 6, False, PART_BYTES, 2048, 512, 1.0)
+    assert sender.held_bytes([]) == PART_BYTES
+    assert sender.held_bytes([on_its_way]) == PART_BYTES + PART_BYTES // 4
     for nth in range(5):
         assert not sender.is_over
         assert sender.handle(Delivered(book.names[nth]))
@@ -101,6 +104,7 @@ def test_a_sender_offers_what_is_lacking_a_few_parts_at_a_time() -> None:
     assert [part.offset // PART_BYTES for part in book.offered] == [0, 2, 3, 4, 5]
     assert sender.is_over
     assert sender.sent_bytes == size - PART_BYTES
+    assert sender.held_bytes([]) == size
 
 
 def test_a_part_that_is_refused_ends_the_stream() -> None:
