@@ -124,8 +124,9 @@ def sample(folder: Path, name: str, data: str | None, data_dir: Path | None, ima
 @main.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--exit-when-finished", is_flag=True,
-              help="End with the mission, with exit code 0 if it was finished; otherwise the daemon stays, "
-                   "so that late boards still get the model.")  # fmt: skip
+              help="End with the mission, with exit code 0 if it was finished, and name the commands that "
+                   "are not over; otherwise the daemon stays, so that late boards still get the "
+                   "model.")  # fmt: skip
 @run_options("the links' counters (the event links)", "all ports")
 def serve(
     folder: Path, exit_when_finished: bool, log_format: Format, report_every: float | None,

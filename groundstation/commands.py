@@ -357,6 +357,15 @@ class CommandDispatcher:
                 nodes.add(row.node)
                 self._send(row, station, now)
 
+    def tell_pending(self) -> None:
+        """Tells which commands have not ended, as the daemon ends and will not wait. Raises StoreError."""
+        rows = {request.row.id: request.row for request in self._inbox.requests()}
+        rows |= {row.id: row for row in self._table.unfinished()}  # one that a kill left in both is one
+        for row in sorted(rows.values(), key=lambda row: (row.queued_at, row.id)):
+            state, left_s = row.state.value, round(row.expires_at - self._wall())
+            told = {**self._told(row), "state": state, "expires_in_s": left_s}
+            say(log, "command-pending", level=logging.WARNING, **told)
+
     def _send(self, row: CommandRow, station: Station, now: float) -> None:
         if row.state is CommandState.QUEUED:
             presence = station.session.presence

@@ -72,6 +72,9 @@ def serve(
         try:
             program = GroundProgram(rounds, commands, time.monotonic, exits_when_finished=exit_when_finished)
             Loop(program, time.monotonic, time.time).run(report_every_s)
+            if program.is_over:  # or it was stopped, by somebody who knows what is under way
+                with contextlib.suppress(StoreError):
+                    commands.tell_pending()
         finally:
             with contextlib.suppress(StoreError):
                 rounds.save_time(time.monotonic(), ahead_s=0.0)

@@ -428,3 +428,12 @@ def test_a_user_commands_a_board_while_the_daemon_runs_and_both_are_killed(tmp_p
         on.until(lambda: on.said("ground", "finished"))
         assert [(row["name"], row["state"]) for row in listed()] == [("ping", "done"), ("report", "done")]
         assert len([said for said in on.said("board", "command") if said["name"] == "ping"]) == 1
+        on.kill("board")
+        on.kill("ground")
+        on.run("groundstation", "command", mission, "pi", "ping", "--id", f"{3:016x}", "--expires", "600")
+        on.start_ground()  # the mission is over, and so is it at once
+        on.finish()
+        (pending,) = on.said("ground", "command-pending")
+        assert (pending["node"], pending["name"], pending["id"]) == ("pi", "ping", f"{3:016x}")
+        assert (pending["state"], 500 < pending["expires_in_s"] <= 600) == ("queued", True)
+        assert listed()[-1]["state"] == "queued"
