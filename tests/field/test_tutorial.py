@@ -1,7 +1,7 @@
 """The commands of docs/tutorial.md, as printed and in order: a mission ends, and its model recognizes digits.
 
 Only the numbers of rounds and images are others, the ends of the cable are in the test's folder, and step 6,
-which is words, kills the board and starts it again.
+which is words, kills the board and starts it again. Step 9 is test_own_network.py's.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def test_the_tutorial_as_it_is_printed(tmp_path: Path) -> None:
     try:
         for block in blocks("docs/tutorial.md", TITLE):
             commands = [as_here(line, tmp_path) for line in block]
+            if commands[0].startswith("groundstation export"):
+                break
             if not STAYS.match(commands[0]):
                 if commands[-1].startswith(sys.executable):  # the model is there after the last round
                     until(lambda: here.said("nano", "deployed") and here.said("pi", "deployed"))
