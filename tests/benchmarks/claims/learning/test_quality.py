@@ -24,7 +24,15 @@ def test_each_shipped_network_is_studied_and_its_promise_is_one_of_its_budgets()
 
 
 def test_every_method_is_played_once_and_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for constant, small in {"STUDIES": {"lenet5": SMALL}, "BOARDS": 3, "IMAGES": 30, "ROUNDS": 1}.items():
+    for constant, small in {
+        "STUDIES": {"lenet5": SMALL},
+        "BOARDS": 3,
+        "SELECT": 3,
+        "IMAGES": 30,
+        "ROUNDS": 1,
+        "ROUNDS_SPACEDML": 1,
+        "EPOCHS": 2,
+    }.items():
         monkeypatch.setattr(quality, constant, small)
     options = ["quality", "--network", "lenet5", "--out", str(tmp_path / "out"), "--json"]
     played = CliRunner().invoke(main, options)
