@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from onboard.board.budget import BudgetError, cap_memory
+from onboard.board.budget import cap_memory
 from onboard.data.inspection import Shard
 from onboard.data.suffixes import as_text
 from onboard.inference.population import ReferenceScores, reference_of
 from onboard.inference.rules import NodeFolder
 from onboard.learn.objectives import Objective
 from onboard.mission.health import Failure
-from onboard.trainer.child import LENGTH, WorkerProcess, serve, uncap_memory
+from onboard.trainer.child import LENGTH, WorkerProcess, serve
 from onboard.trainer.job import Failed
 
 if TYPE_CHECKING:  # the agent, which starts the child, needs no numpy
@@ -89,19 +89,13 @@ def main(answers_fd: int, parent: int) -> None:
 
 
 def work(order: InferOrder, asked: socket.socket) -> Iterator[InferReport]:
-    """Yields `InferReady` and an answer to each request, or `Failed` where there can be none."""
+    """Yields `InferReady` and an answer to each request, or `Failed` where the model can give none."""
     from onboard.inference.model import ModelError
-    from onboard.trainer.in_process import failed
 
     try:
         yield from _work(order, asked)
-    except BudgetError as error:
-        yield Failed(failure=Failure.MEMORY, why=str(error))
     except ModelError as error:
         yield Failed(failure=Failure.MODEL, why=str(error))
-    except BaseException as error:  # whatever it is, the agent has to be told
-        uncap_memory()
-        yield failed(error)
 
 
 def _work(order: InferOrder, asked: socket.socket) -> Iterator[InferReport]:

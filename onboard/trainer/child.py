@@ -25,6 +25,7 @@ from typing import BinaryIO, Generic, TypeVar
 
 import msgspec
 
+from onboard.board.budget import BudgetError
 from onboard.mission.health import Failure
 from onboard.trainer.job import Failed
 
@@ -148,7 +149,7 @@ class WorkerProcess(Generic[A]):
 def serve(
     answers_fd: int, parent: int, kind: type[R], work: Callable[[R, socket.socket], Iterator[msgspec.Struct]]
 ) -> None:
-    """Runs the child process: reads an order of this kind, and sends what `work` makes of it."""
+    """Runs the child process: reads an order of this kind, and sends what `work` makes of it, or `Failed`."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the line above
         return
@@ -163,10 +164,22 @@ def serve(
         with os.fdopen(0, "rb", closefd=False) as told:
             order = msgspec.msgpack.decode(told.read(), type=kind)
         with contextlib.suppress(ConnectionError):  # the agent wants no more
-            for answer in work(order, answers):
+            for answer in _reported(work(order, answers)):
                 payload = msgspec.msgpack.encode(answer)
                 answers.sendall(LENGTH.pack(len(payload)))
                 answers.sendall(payload)
+
+
+def _reported(answers: Iterator[msgspec.Struct]) -> Iterator[msgspec.Struct]:
+    try:
+        yield from answers
+    except BudgetError as error:
+        yield Failed(failure=Failure.MEMORY, why=str(error))
+    except BaseException as error:  # whatever it is, the agent has to be told
+        uncap_memory()
+        from onboard.trainer.in_process import failed
+
+        yield failed(error)
 
 
 def shared_file() -> BinaryIO:

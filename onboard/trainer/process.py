@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from onboard.board.budget import BudgetError, anonymous_bytes, cap_memory, peak_bytes
+from onboard.board.budget import anonymous_bytes, cap_memory, peak_bytes
 from onboard.console.log import say
 from onboard.data.inspection import Inspection, Shard
 from onboard.learn.training import Stepped
@@ -154,18 +154,6 @@ def main(answers_fd: int, parent: int) -> None:
 
 def work(order: Order, asked: socket.socket) -> Iterator[Answer]:
     """Yield all answers, each when it has been asked for."""
-    try:
-        yield from _work(order, asked)
-    except BudgetError as error:
-        yield Failed(failure=Failure.MEMORY, why=str(error))
-    except BaseException as error:  # whatever it is, the agent has to be told
-        uncap_memory()
-        from onboard.trainer.in_process import failed
-
-        yield failed(error)
-
-
-def _work(order: Order, asked: socket.socket) -> Iterator[Answer]:
     import numpy as np
 
     from onboard.learn.graph import TrainGraph

@@ -25,13 +25,13 @@ import click
 import msgspec
 
 from benchmarks.harness import seeds as seeds_option
-from benchmarks.harness.fleet import rounds_of
 from benchmarks.harness.lab import LabError
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
+from benchmarks.harness.simulated import results_of
 from firmware_sim.fleet.cli import PRESETS
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.simulation import FleetConfig, FleetSettings
+from firmware_sim.fleet.simulation import FleetConfig, FleetRun, FleetSettings
 from firmware_sim.ring.settings import RingSettings
 from firmware_sim.ring.simulation import RingConfig, RingRun
 from firmware_sim.runs.live import RunProgress
@@ -172,7 +172,7 @@ class ConvergenceBench:
             data=self.task.data, data_folder=self.data_dir, images=self.task.images,
             out=self.out / f"{self.task.data}-{rounds}-central-{seed}",
         )  # fmt: skip
-        return points_of(rounds_of(wishes, self.tell, f"{CENTRAL}, seed {seed}"), training)
+        return points_of(results_of(lambda: FleetRun(wishes), self.tell, f"{CENTRAL}, seed {seed}"), training)
 
     def _wishes(self, name: str, seed: int, out: Path) -> RingConfig:
         task, (method, p) = self.task, METHODS[name]

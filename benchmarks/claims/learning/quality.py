@@ -25,14 +25,13 @@ import msgspec
 
 from benchmarks.claims.learning.table1 import as_fedavg
 from benchmarks.harness import seeds as seeds_option
-from benchmarks.harness.fleet import rounds_of
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from benchmarks.harness.ring import epochs_of
+from benchmarks.harness.simulated import results_of
 from firmware_sim.fleet.cli import PRESETS
-from firmware_sim.fleet.simulation import FleetConfig, FleetSettings
+from firmware_sim.fleet.simulation import FleetConfig, FleetRun, FleetSettings
 from firmware_sim.ring.settings import RingSettings
-from firmware_sim.ring.simulation import RingConfig
+from firmware_sim.ring.simulation import RingConfig, RingRun
 from hw_profiles import load_board, load_link
 from onboard.codec.values import Form
 from onboard.learn.graph import TrainGraph
@@ -155,7 +154,7 @@ class Pupil:
         name, out = f"{self.name}, {way}, seed {seed}", self.asked.out / f"{self.name}-{way}-{seed}"
         if way.startswith("rd-psgd"):
             return self._gossip(Form.ALQ if way.endswith("alq") else Form.FP32, seed, out, name)
-        rounds = rounds_of(self._fleet(way, seed, out), self.tell, name)
+        rounds = results_of(lambda: FleetRun(self._fleet(way, seed, out)), self.tell, name)
         return Learned(rounds[-1].score, fmean(result.bits_up for result in rounds))
 
     def _training(self, way: str) -> Training:
@@ -198,8 +197,8 @@ class Pupil:
             settings=settings, data=study.data, data_folder=self.asked.data_dir, images=IMAGES,
             test_data=study.test_data, test_images=study.test_images, node_images=1, out=out,
         )  # fmt: skip
-        last = epochs_of(wishes, self.tell, name)[-1]
-        weights = sum(tensor.size for tensor in TrainGraph.load(self.name).layout.tensors)
+        last = results_of(lambda: RingRun(wishes), self.tell, name)[-1]
+        weights = TrainGraph.load(self.name).layout.parameters
         return Learned(last.score, 8 * last.bytes_sent / (2 * last.exchanges) / weights)
 
 

@@ -24,12 +24,12 @@ import click
 import msgspec
 
 from benchmarks.harness import seeds
-from benchmarks.harness.fleet import rounds_of
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
+from benchmarks.harness.simulated import results_of
 from firmware_sim.fleet.cli import PRESETS
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.simulation import FleetConfig, FleetSettings, without_losses
+from firmware_sim.fleet.simulation import FleetConfig, FleetRun, FleetSettings, without_losses
 from hw_profiles import Link, load_board, load_link
 from onboard.learn.training import Training
 
@@ -96,7 +96,7 @@ class TableBench:
             data="mnist", data_folder=self.data_dir, images=IMAGES, alpha=alpha,
             out=self.out / f"{name}-{seed}",
         )  # fmt: skip
-        return rounds_of(wishes, self.tell, f"{name}, seed {seed}")
+        return results_of(lambda: FleetRun(wishes), self.tell, f"{name}, seed {seed}")
 
 
 def measure(

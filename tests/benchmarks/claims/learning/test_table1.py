@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from benchmarks.__main__ import main
 from benchmarks.claims.learning import table1
 from benchmarks.claims.learning.table1 import CELLS, ROOM, as_fedavg, bytes_until, for_bits
-from benchmarks.harness import fleet
 from benchmarks.harness.progress import ProgressLine
 from firmware_sim.fleet.cli import PRESETS, SKETCH_DOWN
 from firmware_sim.fleet.result import RoundResult
@@ -84,7 +83,7 @@ def kept(monkeypatch: pytest.MonkeyPatch, accuracy: Callable[[FleetSettings], fl
             (out / FILES.state.replace("*", str(rounds))).write_bytes(b"weights")
             super().__init__(wishes)
 
-    monkeypatch.setattr(fleet, "FleetRun", Finished)
+    monkeypatch.setattr(table1, "FleetRun", Finished)
     monkeypatch.setattr(
         "onboard.data.loading.load", lambda *_, **__: pytest.fail("a finished run was played again")
     )
