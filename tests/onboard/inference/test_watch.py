@@ -6,6 +6,9 @@ import json
 import os
 import select
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,6 +210,82 @@ def test_the_ring_is_bounded_and_forgets_no_image_that_is_still_there(tmp_path: 
         assert [found.n for found in each.records()][-1] == 100
     kept = [found.image for found in ring.records() if found.doubtful]
     assert (tmp_path / TO_LABEL).read_text().split() == kept
+
+
+DYING = """
+import os, runpy, signal, sys
+point, newer, older = sys.argv.pop(1), *sys.argv[-2:]
+del sys.argv[-2:]
+write, fsync, replace = os.write, os.fsync, os.replace
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def of_ring(handle):
+    return os.readlink(f"/proc/self/fd/{handle}") == newer
+
+def dying_write(handle, line):
+    if point == "half a line" and of_ring(handle):
+        write(handle, line[: len(line) // 2])
+        die()
+    return write(handle, line)
+
+def dying_fsync(handle):
+    if point == "before it is durable" and of_ring(handle):
+        die()
+    fsync(handle)
+
+def dying_replace(source, target):
+    replace(source, target)
+    if point == "between two names" and str(target) == older:
+        die()
+
+os.write, os.fsync, os.replace = dying_write, dying_fsync, dying_replace
+runpy.run_module("onboard", run_name="__main__", alter_sys=True)
+"""
+"""Runs the agent, which ends by SIGKILL at the first such point of its ring."""
+
+
+def test_an_agent_that_is_killed_over_its_ring_answers_each_image_once(board: Watched) -> None:
+    """The real program; a kill comes at each point where the ring on the disk is not as it will be."""
+    told = NODE.replace("0.97", "1.0") + "every_s = 0.1\nkeep_mb = 1\n"
+    (board.folder / "node.toml").write_text(told)
+    board.shoot(*(f"{at}.png" for at in range(4)))
+    ring, camera = board.config.state / "answers", {f"{at}.png" for at in range(4)}
+    newer = ring / NEWER
+
+    def live(point: str) -> subprocess.Popen[bytes]:
+        words = [point, "run", str(board.folder / "node.toml"), str(newer), str(ring / OLDER)]
+        return subprocess.Popen([sys.executable, "-c", DYING, *words], stdout=subprocess.DEVNULL)
+
+    def whole() -> bytes:
+        return b"".join(path.read_bytes() for path in (ring / OLDER, newer) if path.exists())
+
+    for point in ("half a line", "before it is durable"):
+        assert live(point).wait(30) == -signal.SIGKILL
+        assert newer.read_bytes().endswith(b"\n") == (point != "half a line")
+    earlier = AnswerRing(ring, 1 << 20)  # fills the first of its files
+    while newer.stat().st_size < 1 << 19:
+        n, name = earlier.next_n, "x" * 20_000
+        earlier.append(AnswerRecord(n=n, image=name, key=f"{n:016x}", at=1.0, model="m"), ())
+    assert live("between two names").wait(30) == -signal.SIGKILL
+    assert (newer.exists(), (ring / OLDER).exists()) == (False, True)
+    agent = live("nowhere")
+    try:
+        deadline = time.monotonic() + 30
+        while not all(f'"image":"{name}"'.encode() in whole() for name in camera):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        agent.terminate()
+    assert agent.wait(30) == 0
+    after = AnswerRing(ring, 1 << 20)
+    records = list(after.records())
+    assert [record.n for record in records] == list(range(1, after.next_n))
+    assert sorted(camera) == sorted(record.image for record in records if len(record.image) < 9)
+    assert after.damaged == 0
+    listed = (ring / TO_LABEL).read_text().split()
+    assert sorted(listed) == sorted(record.image for record in records if record.doubtful)
 
 
 @pytest.mark.parametrize("between", ["new", "older"])
