@@ -1,6 +1,7 @@
 """Reads chosen rows of an array in an npz or IDX file, holding no more than a block of them.
 
 An npz is a zip of npy files, each with a header (numpy.lib.format) before its values; it is never unpickled.
+A folder of npy files is read as the npz that it would be.
 IDX is MNIST's form, gzipped or not: two zero bytes, the type (8: uint8), the number of axes, each axis's
 length as a big-endian uint32, then the values in C order (LeCun, Cortes, Burges)."""
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -96,14 +98,16 @@ class ArrayFile:
 
 
 def npz_names(path: Path) -> tuple[str, ...]:
-    with _named(path, "npz"), _zip(path) as archive:
+    if path.is_dir():
+        return tuple(sorted(file.stem for file in path.glob("*.npy")))
+    with _named(path, "npz"), zipfile.ZipFile(_regular(path)) as archive:
         return tuple(name.removesuffix(".npy") for name in archive.namelist())
 
 
 @contextmanager
 def npz_array(path: Path, name: str) -> Iterator[ArrayFile]:
     """Opens an array of an npz. Raises DataError, also for whatever the block raises while it reads."""
-    with _named(path, "npz"), _zip(path) as archive, archive.open(f"{name}.npy") as file:
+    with _named(npz_file(path, name), "npz"), _npy(path, name) as (file, size, begins):
         version = np.lib.format.read_magic(file)
         readers = {
             (1, 0): np.lib.format.read_array_header_1_0,
@@ -114,14 +118,28 @@ def npz_array(path: Path, name: str) -> Iterator[ArrayFile]:
         shape, fortran, dtype = readers[version](file)
         if dtype.hasobject:
             raise DataError(f"{name} holds Python objects, which are not read")
-        info = archive.getinfo(f"{name}.npy")
-        size = info.file_size
         if math.prod(shape) * dtype.itemsize > size:  # before anybody makes room for it
             raise DataError(f"{name} is {dtype} {shape} by its header, and has {size} bytes")
-        offset = None
-        if info.compress_type == zipfile.ZIP_STORED and not fortran:
-            offset = _member_offset(path, info) + file.tell()
+        offset = None if fortran or begins is None else begins + file.tell()
         yield ArrayFile(file, (shape, dtype), fortran=fortran, offset=offset)
+
+
+def npz_file(path: Path, name: str) -> Path:
+    """Returns the file that holds an array: the npz itself, or one in its folder."""
+    return path / f"{name}.npy" if path.is_dir() else path
+
+
+@contextmanager
+def _npy(path: Path, name: str) -> Iterator[tuple[IO[bytes], int, int | None]]:
+    """Opens an npy file; how many bytes it has, and where they begin in `npz_file`, None if compressed."""
+    if path.is_dir():
+        with _regular(npz_file(path, name)).open("rb") as file:
+            yield file, os.fstat(file.fileno()).st_size, 0
+        return
+    with zipfile.ZipFile(_regular(path)) as archive, archive.open(f"{name}.npy") as member:
+        info = archive.getinfo(f"{name}.npy")
+        stored = info.compress_type == zipfile.ZIP_STORED
+        yield member, info.file_size, _member_offset(path, info) if stored else None
 
 
 @contextmanager
@@ -153,11 +171,11 @@ def _member_offset(path: Path, info: zipfile.ZipInfo) -> int:
     return info.header_offset + _LOCAL_HEADER.size + int(name_bytes) + int(extra_bytes)
 
 
-def _zip(path: Path) -> zipfile.ZipFile:
+def _regular(path: Path) -> Path:
     if not path.is_file() and not path.is_dir() and path.exists():
         # A pipe would be waited for, and zipfile looks for the end of /dev/zero until the memory is full.
         raise DataError(f"{path}: it is a pipe or a device, and no file")
-    return zipfile.ZipFile(path)
+    return path
 
 
 @contextmanager

@@ -8,7 +8,7 @@ A source is a name or a place:
 - `eurosat-water`: the same photographs with masks of water and vegetation that `onboard.data.cover` makes
 - `npz:PATH`: arrays `x` uint8 (N, C, H, W) or (N, H, W); `y`, which is whole numbers (N) for `classify` and
   (N, H, W) for `segment`, and numbers (N, K) or (N) for `regress`; `classes`, names, if there are any;
-  `x_test` and `y_test` for the test part
+  `x_test` and `y_test` for the test part. PATH is an npz, or a folder with a npy file for each
 - `folder:PATH`: one subfolder of image files a class; for `segment` the folders `images` and `masks`, and for
   `reconstruct` any images; or `train` and `test` folders of those, without which a fifth of every class is
   the test part
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from onboard.console.extras import unusable
 from onboard.data import labels
-from onboard.data.arrays import ArrayFile, Block, Form, idx_array, npz_array, npz_names, rows_of
+from onboard.data.arrays import ArrayFile, Block, Form, idx_array, npz_array, npz_file, npz_names, rows_of
 from onboard.data.cover import CLASSES as COVER
 from onboard.data.cover import land_cover
 from onboard.data.images import (
@@ -235,7 +235,7 @@ def _npz(path: Path, shape: Shape, part: Part, kind: Kind) -> OpenedSource:
     x_name, y_name = ("x_test", "y_test") if part == "test" else ("x", "y")
     held = _needed(path, x_name, *(() if kind == "reconstruct" else (y_name,)))
     with npz_array(path, x_name) as images:
-        form, dtype, stored = images.shape, images.dtype, _stored(path, images, shape)
+        form, dtype, stored = images.shape, images.dtype, _stored(npz_file(path, x_name), images, shape)
     if dtype != np.uint8 or (form[1:] != shape and (1, *form[1:]) != shape):
         need = f"uint8 (N, {', '.join(map(str, shape))}){_advice(form, dtype, shape)}"
         raise DataError(f"{path}: {x_name} is {dtype} {form}, needs {need}")
@@ -255,7 +255,8 @@ def _npz(path: Path, shape: Shape, part: Part, kind: Kind) -> OpenedSource:
             yield places, x.reshape(len(x), *shape)
 
     unread = {f"array {name!r}": 1 for name in held if name not in NPZ_ARRAYS}
-    return OpenedSource(path, y, y_name, titles, blocks, unread, masks, (path,), stored)
+    files = tuple({npz_file(path, name): None for name in (x_name, y_name) if name in held})
+    return OpenedSource(path, y, y_name, titles, blocks, unread, masks, files, stored)
 
 
 def _stored(path: Path, images: ArrayFile, shape: Shape) -> StoredImages | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -20,7 +21,14 @@ from onboard.learn.objectives import Objective
 RNG = np.random.default_rng(3)
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def save_npy(path: Path, **arrays: Any) -> None:
+    """The same arrays as npy files in a folder."""
+    path.mkdir()
+    for name, array in arrays.items():
+        np.save(path / f"{name}.npy", array)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed, save_npy])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_rows_in_any_order(tmp_path: Path, save: Any, order: Any) -> None:
     x = np.array(RNG.integers(0, 256, (700, 30, 40), dtype=np.uint8), order=order)
@@ -35,7 +43,7 @@ def test_rows_in_any_order(tmp_path: Path, save: Any, order: Any) -> None:
         assert np.array_equal(array.whole(), x)
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed, save_npy])
 def test_a_set_larger_than_memory_takes_what_its_rows_take(tmp_path: Path, save: Any) -> None:
     x = np.zeros((60_000, 28, 28), np.uint8)  # 47 MB
     x[:, 0, 0] = np.arange(60_000) % 251
@@ -199,3 +207,22 @@ def test_labels_without_names_that_lack_a_class_at_an_end_are_refused(tmp_path: 
     assert len(loading.survey(source, names=mission)) == 50
     one_set(tmp_path / "a.npz", np.arange(180) % 10)
     assert len(loading.survey(source, names=mission)) == 180
+
+
+def test_a_folder_without_arrays_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "forest").mkdir()
+    with pytest.raises(DataError, match=rf"^{tmp_path}: holds nothing; needs x, y too$"):
+        loading.load(f"npz:{tmp_path}")
+    np.save(tmp_path / "x.npy", np.zeros((4, 28, 28), np.uint8))
+    with pytest.raises(DataError, match=r"holds x; needs y too$"):
+        loading.load(f"npz:{tmp_path}")
+    (tmp_path / "y.npy").write_bytes(b"nothing of the kind")
+    with pytest.raises(DataError, match=rf"^{tmp_path / 'y.npy'}: not a readable npz: "):
+        loading.load(f"npz:{tmp_path}")
+
+
+def test_a_pipe_in_a_folder_of_arrays_is_not_waited_for(tmp_path: Path) -> None:
+    np.save(tmp_path / "y.npy", np.arange(4))
+    os.mkfifo(tmp_path / "x.npy")
+    with pytest.raises(DataError, match=r"it is a pipe or a device, and no file$"):
+        loading.load(f"npz:{tmp_path}")
