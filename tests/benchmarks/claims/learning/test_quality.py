@@ -13,14 +13,13 @@ from benchmarks.claims.learning import quality
 from benchmarks.claims.learning.quality import Learned, Study
 from onboard.learn.networks import shipped
 
-SMALL = Study(data="digits", test_data="digits", test_images=100, budgets=(0.1, 0.4), promised=0.4)
+SMALL = Study(data="digits", test_data="digits", test_images=100, budgets=(0.1, 0.4, 1.0), most_bits=0.5)
 
 
-def test_each_shipped_network_is_studied_and_its_promise_is_one_of_its_budgets() -> None:
+def test_each_shipped_network_is_studied_and_two_of_them_are_promised() -> None:
     assert set(quality.STUDIES) == set(shipped())
-    promised = {name: each for name, each in quality.STUDIES.items() if each.promised is not None}
-    assert set(promised) == {"resnet20-64", "unet-64"}
-    assert all(each.promised in each.budgets for each in promised.values())
+    promised = {name: each.most_bits for name, each in quality.STUDIES.items() if each.most_bits}
+    assert promised == {"resnet20-64": 0.2, "unet-64": 0.3}
 
 
 def test_every_method_is_played_once_and_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,11 +38,12 @@ def test_every_method_is_played_once_and_drawn_again(tmp_path: Path, monkeypatch
     rows = {row["what"]: row for row in json.loads(played.stdout.splitlines()[-1])["rows"]}
     ways = {what.split(":")[0].removeprefix("lenet5, ") for what in rows}
     assert ways == {
-        "fedavg", "spacedml", "spacedml-fast-0.1", "spacedml-fast-0.4", "rd-psgd", "rd-psgd-alq",
+        "fedavg", "spacedml", "spacedml-fast-0.1", "spacedml-fast-0.4", "spacedml-fast-1", "rd-psgd",
+        "rd-psgd-alq",
     }  # fmt: skip
     assert rows["lenet5, spacedml-fast-0.1: bits"]["value"] < 0.15
     assert rows["lenet5, rd-psgd-alq: bits"]["value"] < rows["lenet5, rd-psgd: bits"]["value"] < 4
-    assert rows["lenet5, spacedml-fast-0.4: bits up"]["bound"] == 0.4
+    assert rows["lenet5, spacedml-fast-0.4: bits up"]["bound"] == 0.5
     monkeypatch.setattr("onboard.data.loading.load", lambda *_, **__: pytest.fail("it was played again"))
     again = CliRunner().invoke(main, [*options, "--plot", str(tmp_path / "bits.png")])
     assert again.stdout == played.stdout
@@ -54,6 +54,9 @@ def test_every_method_is_played_once_and_drawn_again(tmp_path: Path, monkeypatch
     ("score", "bits", "held"), [(0.79, 0.2, True), (0.789, 0.2, False), (0.8, 0.21, False)]
 )
 def test_a_promise_is_broken_by_a_point_or_by_bits(score: float, bits: float, held: bool) -> None:
-    runs = {"fedavg": [Learned(0.82, 32.0), Learned(0.78, 32.0)], "spacedml-fast-0.2": [Learned(score, bits)]}
+    runs = {
+        "fedavg": [Learned(0.82, 32.0), Learned(0.78, 32.0)],
+        "spacedml-fast-0.17": [Learned(score, bits)],
+    }
     rows = list(quality._rows("resnet20-64", runs))
     assert all(row.holds for row in rows) == held
