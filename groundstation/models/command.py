@@ -76,13 +76,17 @@ class NumberList(click.ParamType[tuple[float, ...]]):
               help="How much each class counts in the loss.")  # fmt: skip
 @click.option("--ignore", type=click.IntRange(0, 255), show_default="none",
               help="Label of pixels that count for nothing, of segment.")  # fmt: skip
+@click.option("--recompute", metavar="SHARE", type=click.FloatRange(0, 1), default=0.03, show_default=True,
+              help="Share of a training step's time that may be spent on computing tensors again, so that it "
+                   "holds fewer at once.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1),
               help="Seed of what the factory draws from torch.")  # fmt: skip
 def export(
     module: str, out: Path, image: tuple[int, int, int], task: Kind, classes: int | None,
     class_names: str | None, outputs: int | None, name: str | None, weights: str | None,
     patterns: tuple[str, ...], mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
-    label_smoothing: float, class_weights: tuple[float, ...] | None, ignore: int | None, seed: int,
+    label_smoothing: float, class_weights: tuple[float, ...] | None, ignore: int | None, recompute: float,
+    seed: int,
 ) -> None:  # fmt: skip
     """Makes a network for boards in the folder OUT: any torch module as two graphs, checked against autograd.
 
@@ -143,7 +147,7 @@ def export(
         found = network(module)
         if patterns:
             freeze(found, patterns)
-        authored = Authored(found, image, count, loss, mean or (), std or ())
+        authored = Authored(found, image, count, loss, mean or (), std or (), recompute)
         takes_weights = weights == "module" or bool(authored.frozen)
         done = made(authored, called, names, with_weights=takes_weights, tell=_tell)
         start = state(authored)

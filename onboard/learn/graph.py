@@ -63,7 +63,7 @@ class Graph:
         except NetworkError as error:
             raise LostNetwork(str(error)) from None
         path = network.folder / cls.part
-        session = _session(path, raw, providers)
+        session = _session(path, raw, providers, as_written=cls.part == TRAIN)
         inputs = {each.name: (each.type, tuple(each.shape)) for each in session.get_inputs()}
         image = inputs.pop("x", None)
         label, seed = inputs.pop("y", None), inputs.pop("seed", None)
@@ -326,8 +326,10 @@ def _session(path: Path, raw: bytes, providers: Sequence[str], *, as_written: bo
     # anew: a U-Net's step takes 17 % longer and 100 MB more (LeNet-5: as fast, 4 MB more). Planning by memory
     # patterns is no faster and takes half as much again.
     options.enable_cpu_mem_arena, options.enable_mem_pattern = True, False
-    if as_written:
+    if as_written:  # in the file's order, which holds little at once, as what is computed twice does
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        options.enable_mem_reuse = False  # which would hold a buffer until the next tensor of its size
     options.log_severity_level = 4  # fatal only: an error is raised, and needs no second telling on stderr
     try:
         return onnxruntime.InferenceSession(raw, options, providers=chosen)

@@ -133,7 +133,7 @@ def threshold_backward(call: Call, g: Any, x: Any, threshold: Any) -> str:
     A ReLU's result is never negative, and so is 0 or, times 1e38, at least 1 (but for subnormal numbers)."""
     w, name = call.writer, call.name(x)
     if threshold == 0 and w.made_by(name) == "Relu":
-        passes = w.node("HardSigmoid", w.again(name, call.name(g)), alpha=1e38, beta=0.0)
+        passes = w.node("HardSigmoid", name, alpha=1e38, beta=0.0)
     else:
         passes = w.cast(w.node("Greater", name, w.constant(threshold)), "float32")
     return w.node("Mul", call.name(g), passes)

@@ -35,7 +35,6 @@ class Writer:
         self._known: dict[Any, tuple[str, ...]] = {}
         self._permuted: dict[str, tuple[str, list[int]]] = {}
         self._made_by: dict[str, onnx.NodeProto] = {}
-        self._again: dict[str, str] = {}
         self._names = itertools.count()
         self._drawn = itertools.count()
         self.takes_seed = False
@@ -72,38 +71,6 @@ class Writer:
     def made_by(self, name: str) -> str:
         """Returns the operation that gave a tensor, "" of an input or a constant."""
         return self._made_by[name].op_type if name in self._made_by else ""
-
-    def after(self, x: str, done: str) -> str:
-        """Returns `x` itself, for nodes that must wait until the float32 `done` is there.
-
-        A runtime is free to compute a weight's gradient last and to hold two maps until then. Its first
-        entry chooses here between two equal shapes, which no optimizer sees through."""
-        first = self.slice(self.reshape(done, [-1]), 0, 0, 1)
-        shape = self.node("Shape", x)
-        return self.node("Reshape", x, self.node("Where", self.cast(first, "bool"), shape, shape))
-
-    def again(self, x: str, late: str) -> str:
-        """Returns a map of the forward pass for nodes of the backward pass, which wait for `late`.
-
-        A normalized map behind a ReLU, whose input is held in any case, and a Concat are computed again and
-        not held (Chen et al., "Training deep nets with sublinear memory cost", 2016)."""
-        if x not in self._again:
-            self._again[x] = self._made_again(x, late)
-        return self._again[x]
-
-    def _made_again(self, x: str, late: str) -> str:
-        made = self._made_by.get(x)
-        if made is not None and made.op_type == "Concat":
-            parts = [self.again(part, late) for part in made.input]
-            return self.node("Concat", *parts, axis=helper.get_node_attr_value(made, "axis"))
-        normal = self._made_by.get(made.input[0]) if made is not None and made.op_type == "Relu" else None
-        if normal is None or normal.op_type != "BatchNormalization":
-            return self.after(x, late)
-        away, *rest = normal.input
-        epsilon = helper.get_node_attr_value(normal, "epsilon")
-        return self.node(
-            "Relu", self.node("BatchNormalization", self.after(away, late), *rest, epsilon=epsilon)
-        )
 
     def integers(self, *values: int) -> str:
         return self.constant(np.array(values, np.int64), "int64")
