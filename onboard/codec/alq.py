@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onboard.codec import quantized
-from onboard.codec.layout import Floats, Layout, Weights, in_groups
+from onboard.codec.layout import Floats, Layout, Tensor, Weights, in_groups
 from onboard.codec.model import Budget
 from onboard.codec.quantized import (
     COORDINATE_BITS,
@@ -31,6 +31,10 @@ Doubles = npt.NDArray[np.float64]
 # A raw tensor's values lie on 2 * 7 + 1 = 15 lines: as accurate as 31 (97.95 and 97.9 % on digits, 6 rounds,
 # two seeds), and LeNet-5's 580 biases take 215 bytes instead of 290.
 RAW_LEVELS = 7
+# Of running statistics in a whole model. ResNet-20 at 64 pixels, in mid-training right about 78.8 % of 500
+# images, is right about 66.8 % with its variances on 15 lines, 70.8 % with its means, 76 % with both on 31,
+# and as before on 63 and more. Its other vectors are none the worse on 15.
+STATISTIC_LEVELS = 63
 GAINED_AT_ONCE = 1 << 16  # weights; with 8 bases 3 MB
 # A basis with less than this share of its squared length outside the span of the others gets coordinate 0: a
 # residual of nothing makes the next basis dependent, and float32 products tell no finer.
@@ -272,13 +276,17 @@ def on_grid(values: Floats, levels: int) -> Raw:
     return Raw(np.clip(np.rint(scaled), -levels, levels).astype(np.int8), step)
 
 
-def quantize(layout: Layout, weights: Weights, widths: Widths) -> Quantized:
-    """Quantizes with `widths[name]` (G,) bases a group, and raw tensors on grids of RAW_LEVELS each way."""
+def quantize(layout: Layout, weights: Weights, widths: Widths, *, whole: bool = False) -> Quantized:
+    """Quantizes with `widths[name]` (G,) bases a group, raw tensors on grids. `whole`: as `Budget.whole`."""
     return Quantized(
         layout,
         {name: sketch(w, widths[name]) for name, w in in_groups(layout, weights).items()},
-        {t.name: on_grid(weights[t.name], RAW_LEVELS) for t in layout.raw},
+        {t.name: on_grid(weights[t.name], _levels(t, whole=whole)) for t in layout.raw},
     )
+
+
+def _levels(tensor: Tensor, *, whole: bool) -> int:
+    return STATISTIC_LEVELS if whole and tensor.is_statistic else RAW_LEVELS
 
 
 class AlqCodec:
@@ -291,7 +299,7 @@ class AlqCodec:
     def quantize(self, layout: Layout, weights: Weights, budget: Budget) -> Quantized:
         """Allots and sketches by plain error."""
         widths = allocate(layout, weights, bits_per_weight=budget.bits_per_weight, max_bases=budget.max_bases)
-        return quantize(layout, weights, widths)
+        return quantize(layout, weights, widths, whole=budget.whole)
 
     def check(self, model: Quantized, budget: Budget) -> None:
         """Checks bases and bits against what `allocate` grants, and that raw tensors are on the grid."""
@@ -302,5 +310,7 @@ class AlqCodec:
         if model.budget_bits > budget.bits_per_weight * parameters:  # as `allocate` keeps it, to the bit
             bits = model.budget_bits / parameters
             raise ValueError(f"{bits:.3g} bits a weight, asked for were {budget.bits_per_weight:g} at most")
-        if any(np.abs(raw.codes.astype(np.int16)).max(initial=0) > RAW_LEVELS for raw in model.raw.values()):
-            raise ValueError(f"biases beside the grid of {2 * RAW_LEVELS + 1} values")
+        for t in model.layout.raw:
+            levels = _levels(t, whole=budget.whole)
+            if np.abs(model.raw[t.name].codes.astype(np.int16)).max(initial=0) > levels:
+                raise ValueError(f"{t.name} is beside its grid of {2 * levels + 1} values")

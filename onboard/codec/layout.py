@@ -5,8 +5,8 @@ weights in groups of n. Of its ways to group a convolution, this is the one by k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2s
 from math import prod
@@ -24,11 +24,13 @@ MIN_GROUP = 8  # under it a coordinate costs more than its basis: such a tensor 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One parameter tensor of a model: its name, shape and group length n (0: raw, not grouped)."""
+    """One parameter tensor of a model: its name, shape and group length n (0: raw, not grouped). A running
+    statistic has its values from images, and no gradient tells how exact they have to be."""
 
     name: str
     shape: tuple[int, ...]
     group: int
+    is_statistic: bool = field(default=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -75,8 +77,14 @@ class Layout:
         return sum(t.size for t in self.tensors)
 
 
-def layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-    return Layout(tuple(Tensor(name, tuple(shape), group_length(shape)) for name, shape in shapes.items()))
+def layout(shapes: Mapping[str, tuple[int, ...]], statistics: Collection[str] = ()) -> Layout:
+    """Returns the layout of tensors of these shapes, those named in `statistics` being running statistics."""
+    return Layout(
+        tuple(
+            Tensor(name, tuple(shape), group_length(shape), name in statistics)
+            for name, shape in shapes.items()
+        )
+    )
 
 
 def group_length(shape: tuple[int, ...]) -> int:

@@ -26,6 +26,8 @@ class Budget:
     """Binary bases in a group of weights; ALQ's alone."""
     compress: bool = False
     """Whether zstd compresses float32 weights, where it is installed and helps."""
+    whole: bool = False
+    """Whether it is all that was ever learned, and not what a round moved."""
 
 
 class Model(Protocol):

@@ -167,6 +167,10 @@ class TrainGraph(Graph):
         """Parameters that have next values instead of gradients: running statistics."""
         return tuple(name for name in self.shapes if f"next.{name}" in self.outputs)
 
+    @cached_property
+    def layout(self) -> Layout:
+        return layout(self.shapes, self.buffers)
+
     def _wanted(self) -> tuple[list[str], str]:
         gradients = [f"grad.{name}" for name in self.shapes if name not in self.buffers]
         wanted = ["loss", *gradients, *(f"next.{name}" for name in self.buffers)]

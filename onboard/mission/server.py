@@ -152,7 +152,7 @@ class Server:
         training, total = self._terms.training, average.mean()
         if packed and not training.rule.sends_whole:
             total = apply_delta(unpack(packed, self.layout).reconstruct(), total)
-        budget = Budget(training.bits_down, DOWNLINK_BASES, training.rule.compress)
+        budget = Budget(training.bits_down, DOWNLINK_BASES, training.rule.compress, whole=True)
         return pack(CODECS[training.rule.format].quantize(self.layout, total, budget))
 
     def weights(self, packed: bytes) -> dict[str, Floats]:
@@ -169,7 +169,7 @@ def _check(model: Model, size: int, asked: BoardTraining) -> None:
     codec = CODECS[model.format]
     if model.format != asked.rule.format:
         raise ValueError(f"{codec.name} weights, asked for was {asked.method}")
-    codec.check(model, Budget(asked.bits_up, asked.max_bases))
+    codec.check(model, Budget(asked.bits_up, asked.max_bases, whole=asked.rule.sends_whole))
     for name, values in model.reconstruct().items():
         largest = float(np.abs(values).max(initial=0.0))
         if not largest <= MAX_WEIGHT:

@@ -43,6 +43,7 @@ BOARDS, SELECT, IMAGES, ROUNDS, P = 20, 5, 100, 40, 0.1
 ROUNDS_SPACEDML = 17  # of seven epochs, the others' have three
 POINTS = 1.0
 BUDGETS = (0.05, 0.165, 0.4)
+BITS_DOWN = 3.0  # a downlink has no bound, and carries the whole model, not what a round moved
 BOARD, LINK, EDGE = "raspberry-pi-4", "sband-2m", "isl-2mbyte"
 DECAY = 0.95  # of the learning rate, a round
 EPOCHS = 30  # of a ring
@@ -166,7 +167,7 @@ class Pupil:
             return msgspec.structs.replace(PRESETS["spacedml"], **known, **moved)
         bits = float(way.removeprefix("spacedml-fast-")) if way != "fedavg" else fast.bits_up
         training = msgspec.structs.replace(
-            fast, epochs=2, bits_up=bits, bits_down=max(2 * bits, 0.15), **known, **moved
+            fast, epochs=2, bits_up=bits, bits_down=BITS_DOWN, **known, **moved
         )
         return as_fedavg(training) if way == "fedavg" else training
 

@@ -114,10 +114,10 @@ class LocalTraining:
         """Returns the trained difference, quantized or dense. Raises RuntimeError before the last epoch."""
         if self.epoch < self.epochs:
             raise RuntimeError(f"{self.epoch} of {self.epochs} epochs are done: no result yet")
-        if self._widths:
-            return alq.quantize(self._layout, self._difference(), self._widths)
         rule = self.knobs.rule
-        budget = Budget(self.knobs.bits_up, self.knobs.max_bases, rule.compress)
+        if self._widths:
+            return alq.quantize(self._layout, self._difference(), self._widths, whole=rule.sends_whole)
+        budget = Budget(self.knobs.bits_up, self.knobs.max_bases, rule.compress, rule.sends_whole)
         difference = views(self._layout, self._latent - self._origin)
         trained: Model = CODECS[rule.format].quantize(self._layout, difference, budget)
         return trained

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from onboard.codec import alq
 from onboard.codec.layout import Layout, in_groups
 from onboard.codec.layout import layout as layout_of
+from onboard.codec.model import Budget
+from onboard.codec.pack import pack, unpack
 from onboard.codec.quantized import COORDINATE_BITS, MAX_BASES, Bases, rounded
+from onboard.learn.graph import TrainGraph
 from tests.onboard.codec.examples import LAYOUTS, LENET5, SMALL, quantized, weights
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -195,3 +198,23 @@ def test_reconstruction_has_every_tensor_in_its_shape(layout: Layout, seed: int)
     rebuilt = quantized(layout, seed).reconstruct()
     assert {name: w.shape for name, w in rebuilt.items()} == {t.name: t.shape for t in layout.tensors}
     assert all(w.dtype == np.float32 for w in rebuilt.values())
+
+
+def test_running_statistics_are_finer_in_a_whole_model() -> None:
+    """A variance of 0.05 beside one of 5 is lost among 15 values, and images are judged by both."""
+    whole, moved = (Budget(1.0, 1, whole=whole) for whole in (True, False))
+    like = layout_of({"conv": (8, 4, 3, 3), "scale": (8,), "variance": (8,)}, ["variance"])
+    vector = np.array([0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0], np.float32)
+    values = {"conv": np.ones((8, 4, 3, 3), np.float32), "scale": vector, "variance": vector}
+    fine, coarse = (alq.AlqCodec().quantize(like, values, budget) for budget in (whole, moved))
+    assert np.abs(fine.reconstruct()["variance"] - vector).max() <= 5.0 / (2 * 63) * 1.001
+    assert np.array_equal(fine.reconstruct()["scale"], coarse.reconstruct()["scale"])
+    assert np.array_equal(coarse.reconstruct()["variance"], coarse.reconstruct()["scale"])
+    alq.AlqCodec().check(unpack(pack(fine), like), whole)
+    with pytest.raises(ValueError, match="variance is beside its grid of 15 values"):
+        alq.AlqCodec().check(unpack(pack(fine), like), moved)
+
+
+def test_a_graph_says_which_of_its_vectors_are_running_statistics() -> None:
+    tensors = TrainGraph.load("resnet20").layout.tensors
+    assert {t.name for t in tensors if t.is_statistic} == {t.name for t in tensors if ".running_" in t.name}

@@ -128,7 +128,7 @@ FIRST = GRAPH.layout.tensors[0].name
         ({"method": "fedavg-zstd"}, quantized(0.05), "quantized weights, asked for was fedavg-zstd"),
         ({"max_bases": 2, "bits_up": 32.0}, quantized(4.0, 3), "3 bases in a group, asked for were 2"),
         ({"bits_up": 0.05}, quantized(0.06), r"0\.0597 bits a weight, asked for were 0\.05"),
-        ({}, quantized(0.05, levels=8), "biases beside the grid of 15 values"),
+        ({}, quantized(0.05, levels=8), "is beside its grid of 15 values"),
         ({"method": "fedavg"}, dense(**{FIRST: 1e30}), f"{FIRST} has a weight of 1e\\+30"),
         ({"method": "fedavg"}, dense(**{FIRST: -7e4}), f"{FIRST} has a weight of 7e\\+04"),
         ({"method": "fedavg-zstd"}, dense(**{FIRST: 3e38}), f"{FIRST} has a weight of 3e\\+38"),
