@@ -38,6 +38,7 @@ LOWERINGS: dict[str, Lowering] = {
     "leaky_relu": pointwise.leaky_relu,
     "threshold_backward": pointwise.threshold_backward,
     "gelu": pointwise.gelu,
+    "gelu_backward": pointwise.gelu_backward,
     "_to_copy": pointwise.converted,
     **dict.fromkeys(("full", "full_like", "new_full", "scalar_tensor"), shapes.full),
     **dict.fromkeys(("zeros", "zeros_like", "new_zeros", "empty", "empty_like", "new_empty"), shapes.zeros),

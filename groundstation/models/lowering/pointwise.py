@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from groundstation.models.lowering.writer import Call, Lowering
+from groundstation.models.lowering.writer import Call, Lowering, Writer
 from groundstation.models.tracing import Result
 
 UNARY = {
@@ -23,6 +23,7 @@ LOGIC = {
     "logical_and": "And", "logical_or": "Or", "logical_xor": "Xor",
     "bitwise_and": "And", "bitwise_or": "Or", "bitwise_xor": "Xor",
 }  # fmt: skip
+TANH_SCALE, TANH_CUBE = math.sqrt(2 / math.pi), 0.044715  # of the GELU by tanh
 OF_BOOLS = {"Add": "Or", "Max": "Or", "Mul": "And", "Min": "And"}
 
 
@@ -38,7 +39,7 @@ def arithmetic(operation: str) -> Lowering:
             return w.node(OF_BOOLS[operation], first, second)
         if alpha != 1:
             second = w.node("Mul", second, w.constant(alpha, dtype))
-        found = w.node(operation, first, second)
+        found = w.added(first, second) if operation == "Add" else w.node(operation, first, second)
         if rounding_mode is None:
             return found
         if rounding_mode != "floor" or dtype != "float32":
@@ -141,14 +142,33 @@ def threshold_backward(call: Call, g: Any, x: Any, threshold: Any) -> str:
 
 def gelu(call: Call, x: Any, *, approximate: str = "none") -> str:
     """Hendrycks and Gimpel, "Gaussian error linear units" (2016), exact or by tanh."""
+    return call.writer.node("Mul", call.name(x), _gelu_share(call.writer, call.name(x), approximate)[0])
+
+
+def gelu_backward(call: Call, g: Any, x: Any, *, approximate: str = "none") -> str:
+    """Writes the product rule: g (share + x share')."""
     w, name = call.writer, call.name(x)
+    share, inner = _gelu_share(w, name, approximate)
+    if approximate == "tanh":  # share' = 2 share (1 - share) inner'
+        bend = w.node("Mul", w.node("Sub", share, w.node("Mul", share, share)), w.constant(2.0))
+        cubic = w.node("Mul", w.node("Mul", name, name), w.constant(3 * TANH_CUBE * TANH_SCALE))
+        slope = w.node("Mul", bend, w.node("Mul", name, w.node("Add", cubic, w.constant(TANH_SCALE))))
+    else:  # share' = exp(-inner^2) / sqrt(2 pi)
+        bell = w.node("Exp", w.node("Neg", w.node("Mul", inner, inner)))
+        slope = w.node("Mul", w.node("Mul", name, bell), w.constant(1 / math.sqrt(2 * math.pi)))
+    return w.node("Mul", call.name(g), w.node("Add", share, slope))
+
+
+def _gelu_share(w: Writer, x: str, approximate: str) -> tuple[str, str]:
+    """Returns (1 + bent(inner)) / 2, the share of x that passes, in one pass for both, and `inner`."""
     if approximate == "tanh":
-        cube = w.node("Mul", w.node("Mul", name, name), name)
-        inner = w.node("Add", name, w.node("Mul", cube, w.constant(0.044715)))
-        bent = w.node("Tanh", w.node("Mul", inner, w.constant(math.sqrt(2 / math.pi))))
+        cube = w.node("Mul", w.node("Mul", x, x), x)
+        inner = w.node("Add", x, w.node("Mul", cube, w.constant(TANH_CUBE)))
+        inner = w.node("Mul", inner, w.constant(TANH_SCALE))
     else:
-        bent = w.node("Erf", w.node("Mul", name, w.constant(math.sqrt(0.5))))
-    return w.node("Mul", w.node("Mul", name, w.constant(0.5)), w.node("Add", bent, w.constant(1.0)))
+        inner = w.node("Mul", x, w.constant(math.sqrt(0.5)))
+    bent = w.node("Tanh" if approximate == "tanh" else "Erf", inner)
+    return w.node("HardSigmoid", bent, alpha=0.5, beta=0.5), inner
 
 
 def same(call: Call, x: Any, *_: Any, **__: Any) -> str:

@@ -141,7 +141,7 @@ def _placed(call: Call, source: Any, axis: int, first: int, step: int) -> str:
         name = w.pad(name, len(sizes) + 1, {axis + 1: (0, step - 1)})
         count *= step
         name = w.reshape(name, [*sizes[:axis], count, *sizes[axis + 1 :]])
-    return w.pad(name, len(sizes), {axis: (first, size - first - count)})
+    return w.placed(name, len(sizes), axis, first, size, count)
 
 
 def slice_backward(call: Call, g: Any, _: Any, axis: int, start: Any, end: Any, step: int) -> str:
@@ -156,7 +156,7 @@ def select_backward(call: Call, g: Any, _: Any, axis: int, index: int) -> str:
     axis %= len(sizes)
     index %= whole(sizes[axis])
     name = w.reshape(call.name(g), [*sizes[:axis], 1, *sizes[axis + 1 :]])
-    return w.pad(name, len(sizes), {axis: (index, whole(sizes[axis]) - index - 1)})
+    return w.placed(name, len(sizes), axis, index, whole(sizes[axis]), 1)
 
 
 def slice_scatter(

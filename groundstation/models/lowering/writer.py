@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -19,8 +20,29 @@ ELEMENT_TYPES = {
 }  # fmt: skip
 
 SEED = "seed"
+MOST_JOINED = 4  # parts of a tensor that are treated one by one, each with nodes of its own
 
 Sizes = Sequence[Any]  # whole numbers, and a Batch where the batch has its part
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A tensor of zeros but for parts along one axis: where each begins, its length and its name."""
+
+    axis: int
+    size: int
+    parts: tuple[tuple[int, int, str], ...]
+
+    def beside(self, other: Placed) -> Placed | None:
+        """Returns both together, if none of their parts overlap."""
+        parts = tuple(sorted(self.parts + other.parts))
+        apart = all(a + length <= b for (a, length, _), (b, _, _) in itertools.pairwise(parts))
+        is_alike = (self.axis, self.size) == (other.axis, other.size)
+        return Placed(self.axis, self.size, parts) if apart and is_alike else None
+
+    @property
+    def is_whole(self) -> bool:
+        return sum(length for _, length, _ in self.parts) == self.size
 
 
 class Writer:
@@ -35,6 +57,7 @@ class Writer:
         self._known: dict[Any, tuple[str, ...]] = {}
         self._permuted: dict[str, tuple[str, list[int]]] = {}
         self._made_by: dict[str, onnx.NodeProto] = {}
+        self._placed: dict[str, Placed] = {}
         self._names = itertools.count()
         self._drawn = itertools.count()
         self.takes_seed = False
@@ -135,6 +158,25 @@ class Writer:
     def slice(self, x: str, axis: int, start: int, end: int, step: int = 1) -> str:
         return self.node("Slice", x, *(self.integers(at) for at in (start, end, axis, step)))
 
+    def placed(self, x: str, rank: int, axis: int, first: int, size: int, length: int) -> str:
+        """Puts `x` at `first` of an axis of this size, among zeros. Such tensors are joined where they are
+        added and leave no zeros between them."""
+        name = self.pad(x, rank, {axis: (first, size - first - length)})
+        if name != x:
+            self._placed[name] = Placed(axis, size, ((first, length, x),))
+        return name
+
+    def added(self, a: str, b: str) -> str:
+        """Adds two tensors of one shape."""
+        name, one, other = self.node("Add", a, b), self._placed.get(a), self._placed.get(b)
+        both = one.beside(other) if one and other else None
+        if both is None:
+            return name
+        if both.is_whole:
+            return self.node("Concat", *(part for _, _, part in both.parts), axis=both.axis)
+        self._placed[name] = both
+        return name
+
     def pad(self, x: str, rank: int, pads: Mapping[int, tuple[int, int]], value: str = "") -> str:
         """Puts zeros, or `value`, before and behind some axes; a negative count cuts."""
         if not any(map(any, pads.values())):
@@ -179,6 +221,15 @@ class Call:
 
     def rank(self, x: Result) -> int:
         return len(self.tensor(x).shape)
+
+    def joined(self, x: Result) -> list[Result]:
+        """Returns the few tensors that `x` is a concatenation of along the channels, or `x` alone."""
+        made = self._trace.operators[x.index]
+        if made.name.rpartition(".")[0] != "cat":
+            return [x]
+        tensors, axis = [*made.arguments, 0][:2]
+        parts = [part for part in tensors if 0 not in self.shape(part)]
+        return parts if self.axis(x, axis) == 1 and len(parts) <= MOST_JOINED else [x]
 
     def axis(self, x: Result, axis: int) -> int:
         """Counts an axis from the front."""
