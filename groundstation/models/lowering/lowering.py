@@ -81,6 +81,7 @@ LOWERINGS: dict[str, Lowering] = {
     "_native_batch_norm_legit_no_training": reductions.batch_norm_of_statistics,
     "cumsum": reductions.running_sum,
     "_softmax": reductions.along("Softmax"),
+    "_safe_softmax": reductions.safe_softmax,
     "_log_softmax": reductions.along("LogSoftmax"),
     "mm": reductions.product_of_matrices,
     "addmm": reductions.product_and_bias,

@@ -148,6 +148,16 @@ def along(operation: str) -> Lowering:
     return lambda call, x, axis, *_: call.writer.node(operation, call.name(x), axis=call.axis(x, axis))
 
 
+def safe_softmax(call: Call, x: Any, axis: int, *_: Any) -> str:
+    """Writes a softmax that is 0 where all is masked by -inf, as attention takes it; products are never."""
+    w, name, axis = call.writer, call.name(x), call.axis(x, axis)
+    found = w.node("Softmax", name, axis=axis)
+    if w.made_by(name) == "MatMul" or (w.made_by(name) == "Reshape" and w.made_from(name) == "MatMul"):
+        return found
+    most = w.node("ReduceMax", name, axes=[axis], keepdims=1)
+    return w.node("Where", w.node("Equal", most, w.constant(float("-inf"))), w.constant(0.0), found)
+
+
 def product_of_matrices(call: Call, a: Any, b: Any) -> str:
     return _gemm(call, a, b)
 

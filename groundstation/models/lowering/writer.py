@@ -95,6 +95,10 @@ class Writer:
         """Returns the operation that gave a tensor, "" of an input or a constant."""
         return self._made_by[name].op_type if name in self._made_by else ""
 
+    def made_from(self, name: str) -> str:
+        """Returns the operation that gave the first input of a node, by the node's result."""
+        return self.made_by(self._made_by[name].input[0])
+
     def integers(self, *values: int) -> str:
         return self.constant(np.array(values, np.int64), "int64")
 

@@ -102,6 +102,21 @@ class Skips(nn.Module):
         return self.joined(torch.cat([self.up(deep), first], 1)).mean((2, 3))
 
 
+class Masked(nn.Module):
+    """Attention in which each of an image's rows sees those before it, and the first one sees none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.both = nn.Linear(24, 8), nn.Linear(24, 16)
+        self.head = nn.Sequential(nn.GELU("tanh"), nn.Flatten(), nn.Linear(64, CLASSES))
+
+    def forward(self, x: Any) -> Any:
+        rows = x.transpose(1, 2).flatten(2)
+        key, value = self.both(rows).chunk(2, -1)
+        sees = torch.ones(8, 8, dtype=torch.bool).tril(-1)
+        return self.head(functional.scaled_dot_product_attention(self.query(rows), key, value, sees))
+
+
 def head(*layers: Any, features: int) -> Any:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, CLASSES))
 
@@ -158,6 +173,7 @@ NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
         8,
     ),
     "attention": (Patches, 16),
+    "masked attention, GELU by tanh": (Masked, 8),
     "GRU": (lambda: Recurrent(nn.GRU), 4),
     "LSTM": (lambda: Recurrent(nn.LSTM), 4),
     "embedding": (LevelTable, 8),
