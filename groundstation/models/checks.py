@@ -27,6 +27,7 @@ TOLERANCE = 1e-5  # of a tensor's norm; another order of float32 summation gives
 SLACK = 4.0
 DRAWS = 12
 LEAST = 1e-3  # of the norm of all gradients: a smaller one, as of a bias before a normalization, is rounding
+RATE = np.float32(0.01)
 BATCH_SIZES = (1, 2, 7, 10, 33)  # one image, odd ones, the papers' batch, and one over 32
 MOST_MACS = 1_000_000_000  # of a batch's forward pass; larger batches are left out, but not two images
 
@@ -66,16 +67,61 @@ def check(
     """Compares batches of each size, and tells which is next. Returns the largest error of a tensor. Raises
     DisagreementError."""
     worst = Distance(0.0, 0.0)
+    for name, value in original.start.items():
+        if not np.isfinite(value).all():
+            raise DisagreementError(f"{train.name}: {name} holds numbers that are not finite")
     if infer.shapes.keys() - train.shapes.keys():
         odd = min(infer.shapes.keys() - train.shapes.keys())
         raise DisagreementError(f"{train.name}: training does not take {odd}, which inference does")
     _check_alone(infer, original)
-    for batch in BATCH_SIZES:
+    for batch in BATCH_SIZES if _learns_alone(train, original) else BATCH_SIZES[1:]:
         if batch <= 2 or batch * train.forward_macs <= MOST_MACS:
             tell(f"comparing a batch of {batch} with torch")
             found = distances(train, infer, original, batch)
             worst = max(worst, *found.values(), key=lambda each: each.graph)
     return worst
+
+
+def check_drawn(train: TrainGraph, original: Original) -> None:
+    """Raises DisagreementError if a network cannot learn from weights that are drawn from a seed: these take
+    a vector for a bias and begin it at 0, unless it is a `.weight`, and some networks divide by one, or
+    multiply with two in a row."""
+    rng = np.random.default_rng(0)
+    x, y = _images(rng, (4, *train.input_shape)), np.empty(0)
+    if original.loss.is_labelled:
+        y = _labels(rng, original.loss, x.shape, train.classes)
+    drawn, own = (_moving(train, start, x, y) for start in (train.initial(0), original.start))
+    for name in train.shapes:
+        if name in own - drawn:
+            raise DisagreementError(
+                f"{train.name}: {name} never learns from weights drawn from a seed: needs --weights module"
+            )
+
+
+def _moving(train: TrainGraph, start: Parameters, x: Array, y: Array) -> set[str]:
+    """Returns the parameters that have a gradient in any of the first steps, as far as these are finite."""
+    moving, parameters = set[str](), dict(start)
+    for step in range(4):
+        loss, gradients, following = train.step(parameters, x, y, step)
+        if not np.isfinite(loss):
+            break
+        moving |= {name for name, slope in gradients.items() if slope.any()}
+        parameters |= following
+        parameters |= {name: parameters[name] - RATE * np.sign(each) for name, each in gradients.items()}
+    return moving
+
+
+def _learns_alone(train: TrainGraph, original: Original) -> bool:
+    """Says whether torch trains on one image. It refuses to where a normalization sees one value a channel;
+    the graph then leaves it as it is, without a spread."""
+    import torch
+
+    tensors = {name: torch.from_numpy(value.copy()) for name, value in original.start.items()}
+    try:
+        original.reference(tensors, torch.zeros(1, *train.input_shape), training=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_alone(infer: InferGraph, original: Original) -> None:
@@ -187,32 +233,40 @@ def _torchs(
     labels = None if y is None else torch.from_numpy(y)
     if labels is not None and labels.is_floating_point():
         labels = labels.to(dtype)
-    with torch.no_grad():
+    with torch.no_grad(), _computing(seed, dtype):
         logits = original.reference(tensors, images, training=False)
     leaves = {name: tensors[name].requires_grad_() for name in train.shapes if name not in train.buffers}
-    with _drawing(seed):
+    with _computing(seed, dtype):
         answers = original.reference(tensors, images, training=True)
-    loss = original.loss.of(answers, images, labels)
-    found = {"loss": loss, "logits": logits}
-    found |= dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        loss = original.loss.of(answers, images, labels)
+        slopes = torch.autograd.grad(loss, list(leaves.values()))
+    found = {"loss": loss, "logits": logits, **dict(zip(leaves, slopes, strict=True))}
     found |= {name: tensors[name] for name in train.buffers}
     return {what: value.detach().numpy() for what, value in found.items()}
 
 
-def _drawing(seed: int) -> Any:
-    """Returns a context in which torch draws the numbers that a graph draws from this seed."""
+def _computing(seed: int, dtype: Any) -> Any:
+    """Returns a context in which torch draws the numbers that a graph draws from this seed, and computes in
+    floats of `dtype` also where a network says float32, or holds tensors that are none of its state."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_map
 
     aten = torch.ops.aten
 
-    class Drawing(TorchDispatchMode):  # type: ignore[misc]  # torch is not there for mypy
+    def widened(x: Any) -> Any:
+        if isinstance(x, torch.dtype):
+            return dtype if x == torch.float32 else x
+        is_narrow = isinstance(x, torch.Tensor) and x.dtype == torch.float32
+        return x.to(dtype) if is_narrow else x
+
+    class Computing(TorchDispatchMode):  # type: ignore[misc]  # torch is not there for mypy
         def __init__(self) -> None:
             super().__init__()
             self.count = 0
 
         def __torch_dispatch__(self, call: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
+            args, kwargs = tree_map(widened, (args, kwargs or {}))
             if call is aten.bernoulli_.float:
                 x, chance = args[0], args[1] if len(args) > 1 else kwargs.get("p", 0.5)
                 return x.copy_(self.numbers(x.shape) < threshold(chance))
@@ -227,7 +281,7 @@ def _drawing(seed: int) -> Any:
             self.count += 1
             return torch.from_numpy(drawn(seed, self.count - 1, tuple(shape)))
 
-    return Drawing()
+    return Computing()
 
 
 def _distance(ours: Array, exact: Array, floor: float) -> float:

@@ -144,14 +144,17 @@ def export(
 
         check_place(out)
         torch.manual_seed(seed)
-        found = network(module)
-        if patterns:
-            freeze(found, patterns)
-        authored = Authored(found, image, count, loss, mean or (), std or (), recompute)
-        takes_weights = weights == "module" or bool(authored.frozen)
-        done = made(authored, called, names, with_weights=takes_weights, tell=_tell)
-        start = state(authored)
-        worst = write(out, done, Original(authored.reference, start, loss), _tell)
+        # What is compiled runs as it is written: a trace of the rest would show nothing.
+        as_written = torch._dynamo.config.patch(error_on_nested_fx_trace=False)
+        with torch.compiler.set_stance("force_eager"), as_written:
+            found = network(module)
+            if patterns:
+                freeze(found, patterns)
+            authored = Authored(found, image, count, loss, mean or (), std or (), recompute)
+            takes_weights = weights == "module" or bool(authored.frozen)
+            done = made(authored, called, names, with_weights=takes_weights, tell=_tell)
+            start = state(authored)
+            worst = write(out, done, Original(authored.reference, start, loss), _tell)
     except (FactoryError, UnsupportedError) as error:
         fail(f"{called}: {error}" if isinstance(error, UnsupportedError) else str(error))
     except DisagreementError as error:

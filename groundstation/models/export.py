@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from groundstation.models.checks import Distance, Original, check
+from groundstation.models.checks import Distance, Original, check, check_drawn
 from groundstation.models.folder import write_network
 from groundstation.models.from_torch import Authored, forward_macs, infer_graph, train_graph
 from groundstation.models.memory import image_bytes
@@ -81,5 +81,7 @@ def write(folder: Path, network: Made, original: Original, tell: Tell = lambda _
         write_network(Path(scratch) / "network", network.about, network.parts)
         train, infer = TrainGraph.load(Path(scratch) / "network"), InferGraph.load(Path(scratch) / "network")
         worst = check(train, infer, original, tell)
+        if PARAMETERS not in network.parts:
+            check_drawn(train, original)
     write_network(folder, network.about, network.parts)
     return worst

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from groundstation.models.losses import CROSS_ENTROPY, Loss
 from groundstation.models.lowering.lowering import LOWERINGS, lower
 from groundstation.models.lowering.writer import SEED
 from groundstation.models.rematerialize import rematerialized
-from groundstation.models.tracing import Trace, UnsupportedError, traced
+from groundstation.models.tracing import Operator, Result, Trace, UnsupportedError, traced
 
 RECOMPUTE = 0.03  # saves a third to a half of the bytes at the peak; more of it saves little more
 OPSET, IR_VERSION = 17, 8  # onnxruntime 1.12 reads them already, and nothing here needs newer ones
@@ -54,6 +54,14 @@ class Authored:
         return [key for key, each in self.module.named_parameters() if not each.requires_grad]
 
     @cached_property
+    def first_names(self) -> dict[str, str]:
+        """The first name of each tensor of the state, by each name that it has: layers may share one."""
+        first = dict[int, str]()
+        tensors = (self.module.named_parameters, self.module.named_buffers)
+        pairs = [pair for named in tensors for pair in named(remove_duplicate=False)]
+        return {key: first.setdefault(id(tensor), key) for key, tensor in pairs}
+
+    @cached_property
     def statistics(self) -> list[str]:
         """Names of the buffers that a step of training changes, found by one of two random images. Raises
         UnsupportedError if the network cannot be run, answers otherwise than its task asks, or has a
@@ -72,7 +80,7 @@ class Authored:
             raise UnsupportedError(f"the network fails on images of {image}: {first_line(error)}") from None
         wanted = (2, *self.loss.answers(self.image, self.outputs))
         if not isinstance(answers, torch.Tensor):
-            raise UnsupportedError(f"the network gives a {type(answers).__name__}, a graph gives one tensor")
+            raise UnsupportedError(f"the network gives {_kind(answers)}; a graph gives one tensor")
         if tuple(answers.shape) != wanted:
             raise UnsupportedError(
                 f"the network gives {_shape(answers.shape)}, {self.loss.kind} needs {_shape(wanted)}"
@@ -80,10 +88,15 @@ class Authored:
         parameters = dict(self.module.named_parameters())
         leaves = [parameters[key] for key in self.learned]
         loss = self.loss.of(answers, images, *labels)
+        if not leaves:
+            none = "all are frozen, and --train names what shall" if parameters else "the network has none"
+            raise UnsupportedError(f"no parameter learns: {none}")
         slopes = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None]
         for key, slope in zip(self.learned, slopes, strict=False):
             if slope is None:
-                raise UnsupportedError(f"{key} has no part in the loss")
+                raise UnsupportedError(
+                    f"{key} has no part in the loss: take it out of the module, or freeze it (--train)"
+                )
         changed = []
         for key, value in self.module.named_buffers():
             if not torch.equal(value, before[key]):
@@ -102,7 +115,7 @@ class Authored:
 
     def answered(self, x: Any) -> Any:
         """Runs the module on images float (N, C, H, W) in 0..1 -> logits."""
-        return self.module(self._normalized(x))
+        return self.module(self._normalized(x).clone())  # a module may change its images in place
 
     def reference(self, parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any:
         """Runs the module with other tensors, by name, in place of its own, in the floats that `x` has.
@@ -111,12 +124,15 @@ class Authored:
 
         of = self if x.dtype.itemsize == 4 else self._exact
         of.set_mode(training=training)
-        return functional_call(of.module, dict(parameters), (self._normalized(x),))
+        return functional_call(of.module, dict(parameters), (self._normalized(x).clone(),))
 
     @cached_property
     def _exact(self) -> Authored:
         """The same in float64."""
-        return replace(self, module=copy.deepcopy(self.module).double())
+        from torch.utils._python_dispatch import _disable_current_modes
+
+        with _disable_current_modes():  # which may be about to widen what is copied
+            return replace(self, module=copy.deepcopy(self.module).double())
 
     def _normalized(self, x: Any) -> Any:
         import torch
@@ -134,7 +150,8 @@ def freeze(module: Any, patterns: Sequence[str]) -> None:
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
     if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise UnsupportedError(f"no parameter matches {', '.join(patterns)}; the first is {names[0]}")
+        first = f"; the first is {names[0]}" if names else ": the network has none"
+        raise UnsupportedError(f"no parameter matches {', '.join(patterns)}{first}")
 
 
 def train_graph(authored: Authored, name: str) -> onnx.ModelProto:
@@ -143,6 +160,7 @@ def train_graph(authored: Authored, name: str) -> onnx.ModelProto:
     UnsupportedError."""
     statistics = authored.statistics
     trace = _traced(_with_loss(authored), _batch(authored, labelled=True), backward=True)
+    trace = _shared(authored, trace)
     outputs = {"0": "loss"}
     outputs |= {f"grad.network.{key}": f"grad.{key}" for key in authored.learned}
     outputs |= {f"next.network.{key}": f"next.{key}" for key in statistics}
@@ -157,7 +175,11 @@ def train_graph(authored: Authored, name: str) -> onnx.ModelProto:
 def infer_graph(authored: Authored, name: str) -> onnx.ModelProto:
     """Returns a checked model: parameters and statistics, x float32 (N, C, H, W) -> logits. Raises
     UnsupportedError."""
-    trace = _traced(_answering(authored), _batch(authored, labelled=False), backward=False)
+    trace = _traced(
+        _wrapped(authored, authored.answered, training=False),
+        _batch(authored, labelled=False),
+        backward=False,
+    )
     model = _model(authored, f"{name}.infer", trace, {"0": "logits"})
     if any(value.name == SEED for value in model.graph.input):
         raise UnsupportedError("the network draws random numbers in inference too")
@@ -176,13 +198,40 @@ def forward_macs(authored: Authored) -> int:
 
 
 def _traced(module: Any, batch: Any, *, backward: bool) -> Trace:
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
     try:
         return traced(module, batch, LOWERINGS, backward=backward)
     except UnsupportedError:
         raise
+    except DataDependentOutputException as error:
+        raise UnsupportedError(
+            f"the network asks for a tensor's value, as by .item() or an `if`, which no graph can ({error})"
+        ) from error
+    except DynamicOutputShapeException as error:
+        raise UnsupportedError(
+            f"a size depends on the values of a tensor, which no graph knows ({error})"
+        ) from error
     except Exception as error:  # whatever torch raises on what it cannot trace
         why = f"{type(error).__name__}: {first_line(error)}"
         raise UnsupportedError(f"torch cannot trace the network: {why}") from error
+
+
+def _shared(authored: Authored, trace: Trace) -> Trace:
+    """Returns a trace that gives one gradient and one next statistic of a tensor that has several names. Each
+    of these is traced as a tensor of its own, so that the gradient is the sum of theirs."""
+    operators, returned = list(trace.operators), dict(trace.returned)
+    for key, first in authored.first_names.items():
+        ours, other = f"grad.network.{first}", f"grad.network.{key}"
+        if key != first and other in returned:
+            given = (returned[ours], returned[other])
+            facts = operators[given[0].index].gives
+            facts = facts[given[0].part or 0] if isinstance(facts, tuple) else facts
+            returned[ours] = Result(len(operators))
+            operators.append(Operator("add.Tensor", given, {}, facts))
+        if key != first and f"next.network.{key}" in returned:
+            returned[f"next.network.{first}"] = returned[f"next.network.{key}"]
+    return replace(trace, operators=operators, returned=returned)
 
 
 def _batch(authored: Authored, *, labelled: bool) -> Any:
@@ -201,43 +250,40 @@ def _batch(authored: Authored, *, labelled: bool) -> Any:
 
 
 def _with_loss(authored: Authored) -> Any:
+    def loss(x: Any, y: Any = None) -> Any:
+        return authored.loss.of(authored.answered(x), x, y)
+
+    return _wrapped(authored, loss, training=True)
+
+
+def _wrapped(authored: Authored, forward: Callable[..., Any], *, training: bool) -> Any:
     import torch
 
-    class Trained(torch.nn.Module):  # type: ignore[misc]  # torch is not there for mypy
+    class Wrapped(torch.nn.Module):  # type: ignore[misc]  # torch is not there for mypy
+        """Names a part that has two names by the first alone: torch's tracer would ask for both."""
+
         def __init__(self) -> None:
             super().__init__()
-            authored.set_mode(training=True)
+            authored.set_mode(training=training)
             self.network = authored.module
 
-        def forward(self, x: Any, y: Any = None) -> tuple[Any]:
-            return (authored.loss.of(authored.answered(x), x, y),)
+        def forward(self, *batch: Any) -> tuple[Any]:
+            return (forward(*batch),)
 
-    return Trained()
+        def named_modules(self, memo: Any = None, prefix: str = "", remove_duplicate: bool = True) -> Any:
+            return super().named_modules(memo, prefix)
 
-
-def _answering(authored: Authored) -> Any:
-    import torch
-
-    class Inference(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            authored.set_mode(training=False)
-            self.network = authored.module
-
-        def forward(self, x: Any) -> tuple[Any]:
-            return (authored.answered(x),)
-
-    return Inference()
+    return Wrapped()
 
 
 def _model(authored: Authored, name: str, trace: Trace, outputs: Mapping[str, str]) -> onnx.ModelProto:
     """Writes a trace, and puts the inputs into the order of the network's state."""
     state = authored.module.state_dict()
-    inputs = {"0": "x", "1": "y", **{f"network.{key}": key for key in state}}
+    inputs = {"0": "x", "1": "y", **{f"network.{key}": first for key, first in authored.first_names.items()}}
     constants = {
         f"network.{key}": value.detach().numpy()
-        for key, value in authored.module.named_buffers()
-        if key not in authored.statistics
+        for key, value in authored.module.named_buffers(remove_duplicate=False)
+        if authored.first_names[key] not in authored.statistics
     }
     graph = lower(trace, inputs, outputs, "x", constants)
     order = {key: at for at, key in enumerate([*state, "x", "y", SEED])}
@@ -258,6 +304,14 @@ def _model(authored: Authored, name: str, trace: Trace, outputs: Mapping[str, st
 def first_line(error: Exception) -> str:
     """Returns the first line of what an error says, or its kind."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _kind(answers: Any) -> str:
+    """Says what a network gives in place of a tensor, and what a function about it would choose from."""
+    kind = f"a {type(answers).__name__}"
+    if isinstance(answers, Mapping):
+        return f"{kind} of {', '.join(map(str, answers))}"
+    return f"{kind} of {len(answers)}" if isinstance(answers, list | tuple) else kind
 
 
 def _shape(sizes: Sequence[int]) -> str:

@@ -58,6 +58,12 @@ def group_norm(_: Any, x: Any, groups: int, weight: Any = None, bias: Any = None
     return _affine(parts.reshape(x.shape), weight, bias, form)
 
 
+def weight_norm(_: Any, v: Any, g: Any, dim: int = 0) -> Any:
+    """Makes a weight of a direction and lengths, one for each place of an axis, or one for all where -1."""
+    axes = [axis for axis in range(v.dim()) if axis != dim]
+    return v * (g / (v * v).sum(axes, keepdim=True).sqrt()) if axes else NotImplemented
+
+
 def _by_statistics(given: dict[str, Any]) -> Any:
     """Normalizes by running statistics. A variance that was averaged from quantized or late values can be
     below 0."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from groundstation.models import normalizing
 
+DTYPES = ("float32", "float64", "int64", "int32", "uint8", "bool")
 SIZES = (1009, 1013)  # two primes, larger than any factor of a network's own sizes
 
 
@@ -109,11 +110,16 @@ def traced(
 
 
 def _operator(module: Any, one: Any, other: Any, arguments: Any, options: Any) -> Operator:
-    gives = _facts(one.meta.get("val"), other.meta.get("val"))
     if one.op == "get_attr":
         held = getattr(module, one.target)
-        return Operator("constant", (held.detach().numpy(),), {}, _facts(held, held))
+        if held.requires_grad:
+            raise UnsupportedError(
+                f"a parameter of {tuple(held.shape)} is none of the module's, and would never learn: a plain "
+                "list hides it (torch.nn.ParameterList does not)"
+            )
+        return Operator("constant", (held.detach().numpy(),), {}, _facts(held, held, one.target))
     name = str(one.target).removeprefix("aten.") if one.op == "call_function" else "input"
+    gives = _facts(one.meta.get("val"), other.meta.get("val"), name)
     return Operator(name, tuple(arguments), options, gives)
 
 
@@ -148,15 +154,20 @@ def _number(one: float, other: float) -> Number:
     raise UnsupportedError(f"a number depends on the batch's size ({one} of {small}, {other} of {large})")
 
 
-def _facts(one: Any, other: Any) -> Any:
+def _facts(one: Any, other: Any, name: str) -> Any:
+    """Returns what is known of the result of the operator `name`. Raises UnsupportedError."""
     if one is None:
         return None
     if isinstance(one, list | tuple):
-        return tuple(_facts(a, b) for a, b in zip(one, other, strict=True))
+        return tuple(_facts(a, b, name) for a, b in zip(one, other, strict=True))
     if not hasattr(one, "dtype"):
         return None
     shape = tuple(_number(int(a), int(b)) for a, b in zip(one.shape, other.shape, strict=True))
-    return TensorType(shape, str(one.dtype).removeprefix("torch."))
+    dtype, layout = (str(each).removeprefix("torch.") for each in (one.dtype, one.layout))
+    if dtype not in DTYPES or layout != "strided":
+        odd = dtype if layout == "strided" else layout.replace("_", " ")
+        raise UnsupportedError(f"{name}: {odd} tensors are not taken, needs float32 or whole numbers")
+    return TensorType(shape, dtype)
 
 
 def _exported(module: Any, batch: Sequence[Any], kept: Collection[str], backward: bool) -> tuple[Any, Any]:
@@ -207,6 +218,7 @@ def _replacing() -> Iterator[None]:
 
 
 def _replacements() -> dict[Any, Callable[..., Any]]:
+    import torch
     from torch.nn import functional
 
     averages = (
@@ -216,6 +228,7 @@ def _replacements() -> dict[Any, Callable[..., Any]]:
     return {
         functional.batch_norm: normalizing.batch_norm, functional.instance_norm: normalizing.instance_norm,
         functional.group_norm: normalizing.group_norm, functional.layer_norm: normalizing.layer_norm,
+        torch._weight_norm: normalizing.weight_norm,
         **dict.fromkeys(averages, _separable), functional.pad: _border,
     }  # fmt: skip
 

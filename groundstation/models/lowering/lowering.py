@@ -116,7 +116,7 @@ def lower(
     `outputs`: which results are wanted, in their order, each with its name in the graph; `inputs`: which
     inputs have another name in the graph; `batch`: the input (by that name) whose first axis is N;
     `constants`: inputs that the graph does not take, but holds. An input that no output depends on is left
-    out. Raises UnsupportedError."""
+    out, unless it has a next value. Raises UnsupportedError."""
     writer = Writer(batch)
     names, taken, given = list[Any](), dict[str, TensorType](), iter(trace.inputs)
     call = None
@@ -143,6 +143,7 @@ def lower(
     ]
     nodes = _named(_needed(writer.nodes, results), results, list(outputs.values()))
     used = {name for node in nodes for name in node.input}
+    used |= {name.removeprefix("next.") for name in outputs.values()}
     held = [tensor for name, tensor in writer.constants.items() if name in used]
     return helper.make_graph(
         nodes, "graph", [_value(name, tensor) for name, tensor in taken.items() if name in used], values,

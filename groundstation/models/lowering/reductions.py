@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,8 +69,11 @@ def batch_norm(call: Call, x: Any, weight: Any, bias: Any, epsilon: float) -> tu
     y = w.node(
         "BatchNormalization", away, call.name(weight), call.name(bias), zeros, variance, epsilon=epsilon
     )
-    count = _count_of_channel(call, x)
-    unbiased = w.node("Mul", variance, w.node("Div", count, w.node("Sub", count, w.constant(1.0))))
+    count, one = _count_of_channel(call, x), w.constant(1.0)
+    others = w.node("Sub", count, one)
+    if math.prod(call.shape(x)[2:]) == 1:  # a batch may be of one image, which must not leave a NaN
+        others = w.node("Max", others, one)
+    unbiased = w.node("Mul", variance, w.node("Div", count, others))
     return y, away, w.reshape(mean, [channels]), variance, unbiased
 
 

@@ -49,15 +49,95 @@ class Mixing(Split):
     def forward(self, x):
         return super().forward(x - x.flip(0))
 
+class Named(Split):
+    def forward(self, x):
+        return {"out": super().forward(x), "aux": x}
+
+class Pair(nn.Module):
+    @classmethod
+    def sized(cls, width):
+        from beside import Inner
+        return nn.DataParallel(Inner(width))
+
+class Listed(Split):
+    def __init__(self):
+        super().__init__()
+        self.extra = [nn.Parameter(torch.zeros(3))]
+    def forward(self, x):
+        return super().forward(x) + self.extra[0]
+
+class Asking(Split):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+class Half(Split):
+    def forward(self, x):
+        return super().forward(x.half().float())
+
+class Broken(Split):
+    def __init__(self):
+        super().__init__()
+        self.head.weight.data[0] = float("nan")
+
+def fixed():
+    return Split().requires_grad_(False)
+
+def empty():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def scripted():
+    return torch.jit.script(tiny())
+
+def unmade():
+    with torch.device("meta"):
+        return tiny()
+
+def leaving():
+    raise SystemExit
+
+class Plain(nn.Module):
+    # Says float32, holds a tensor that is no buffer, works on its images in place, is compiled in part, and
+    # has a normalization of one value a channel.
+    def __init__(self):
+        super().__init__()
+        self.head, self.norm = torch.compile(nn.Linear(192, 3)), nn.BatchNorm1d(3)
+        self.turned = torch.randn(3, 3)
+    def forward(self, x):
+        x.sub_(0.5)
+        first = torch.zeros(len(x), 3)
+        return act(first + self.norm(self.head(x.flatten(1).float())) @ self.turned)
+
+@torch.compile
+def act(x):
+    return x + torch.arange(3, dtype=torch.float32)
+
+class Gains(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(192, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.gain, self.more = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+    def forward(self, x):
+        return self.head(self.second(self.first(x.flatten(1)) * self.gain) * self.more)
+
+ready = tiny()
 number = 3
 
 def failing():
     raise OSError("weights.pt is not there\\nand more")
 """
 
+BESIDE = """
+from torch import nn
+
+class Inner(nn.Sequential):
+    def __init__(self, width):
+        super().__init__(nn.Flatten(), nn.Linear(192, width), nn.Linear(width, 3))
+"""
+
 
 def run(folder: Path, *arguments: str) -> Any:
     (folder / "nets.py").write_text(NETS)
+    (folder / "beside.py").write_text(BESIDE)
     network, *options = arguments
     return CliRunner().invoke(main, ["export", f"{folder}/nets.py:{network}", str(folder / "out"), *options])
 
@@ -120,6 +200,7 @@ def test_every_task_has_its_loss(task: str, network: str, options: tuple[str, ..
         assert loss == pytest.approx(float(np.square(answers - x).mean()), rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(
     ("network", "why"),
     [
@@ -130,8 +211,19 @@ def test_every_task_has_its_loss(task: str, network: str, options: tuple[str, ..
         ("tiny(three)", "text needs quotes"),
         ("tiny(3", "is no name, and no call with plain arguments"),
         ("masks", "out: the network gives (N, 3, 8, 8), classify needs (N, 3)"),
-        ("Idle", "out: idle.weight has no part in the loss"),
-        ("Spectrum", "out: the operator _fft_r2c.default has no ONNX form here"),
+        ("Idle", "out: idle.weight has no part in the loss: take it out of the module, or freeze it"),
+        ("Spectrum", "out: _fft_r2c.default: complex64 tensors are not taken"),
+        ("Half", "out: _to_copy.default: float16 tensors are not taken"),
+        ("Named", "out: the network gives a dict of out, aux; a graph gives one tensor"),
+        ("Listed", "out: a parameter of (3,) is none of the module's, and would never learn"),
+        ("Asking", "out: the network asks for a tensor's value, as by .item() or an `if`"),
+        ("fixed", "out: no parameter learns: all are frozen, and --train names what shall"),
+        ("empty", "out: no parameter learns: the network has none"),
+        ("scripted", "nets.py:scripted: it is TorchScript, needs the module in Python"),
+        ("unmade", "nets.py:unmade: NotImplementedError: Cannot copy out of meta tensor"),
+        ("leaving", "nets.py:leaving: ends the program, by exit()"),
+        ("ready(2)", "ready is a module already, and takes no arguments"),
+        ("Split.sized()", "nets.py: has no Split.sized"),
     ],
 )
 def test_what_cannot_be_exported_is_named(network: str, why: str, tmp_path: Path) -> None:
@@ -140,6 +232,45 @@ def test_what_cannot_be_exported_is_named(network: str, why: str, tmp_path: Path
     assert why in result.stderr
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    result = run(tmp_path, "Broken", "--input", "3x8x8", "--classes", "3", "--weights", "module")
+    assert result.exit_code == 1
+    assert "out: head.weight holds numbers that are not finite" in result.stderr
+
+
+def test_code_as_people_write_it_is_taken(tmp_path: Path) -> None:
+    result = run(tmp_path, "Plain", "--input", "3x8x8", "--classes", "3")
+    assert result.exit_code == 0, result.output
+    assert list(TrainGraph.load(tmp_path / "out").shapes)[:2] == ["head.weight", "head.bias"]
+    assert "comparing a batch of 1 with torch" not in result.stderr  # which torch does not train on
+
+
+def test_a_network_that_drawn_weights_hold_still_needs_its_own(tmp_path: Path) -> None:
+    options = ["--input", "3x8x8", "--classes", "3"]
+    result = run(tmp_path, "Gains", *options)
+    assert result.exit_code == 1
+    assert "out: gain never learns from weights drawn from a seed: needs --weights module" in result.stderr
+    assert run(tmp_path, "Gains", *options, "--weights", "module").exit_code == 0
+
+
+def test_a_factory_may_be_a_part_of_a_class_import_later_and_wrap_what_it_makes(tmp_path: Path) -> None:
+    result = run(tmp_path, "Pair.sized(4)", "--input", "3x8x8", "--classes", "3")
+    assert result.exit_code == 0, result.output
+    assert list(TrainGraph.load(tmp_path / "out").shapes) == ["1.weight", "1.bias", "2.weight", "2.bias"]
+
+
+def test_a_file_of_a_package_imports_its_neighbours(tmp_path: Path) -> None:
+    package = tmp_path / "my nets" / "clouds"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "beside.py").write_text(BESIDE)
+    (package / "net.py").write_text("from .beside import Inner\n")
+    arguments = ["export", f"{package}/net.py:Inner(2)", str(tmp_path / "out"), "--input", "3x8x8"]
+    result = CliRunner().invoke(main, [*arguments, "--classes", "3"])
+    assert result.exit_code == 0, result.output
+    assert "395 parameters learn" in result.stdout
 
 
 def test_images_of_a_batch_that_answer_for_each_other_are_refused(tmp_path: Path) -> None:

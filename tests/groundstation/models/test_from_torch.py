@@ -117,11 +117,42 @@ class Masked(nn.Module):
         return self.head(functional.scaled_dot_product_attention(self.query(rows), key, value, sees))
 
 
+class Tied(nn.Module):
+    """Shares a weight between two layers, and a whole part under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.second.weight = self.first.weight
+        self.norm = nn.BatchNorm2d(3)
+        self.rest = nn.Sequential(self.third, self.norm, nn.Tanh(), self.norm)
+        self.head = nn.Linear(3 * 64, CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        x = self.rest(torch.tanh(self.second(torch.tanh(self.first(x)))))
+        return self.head(self.third(x).flatten(1))
+
+
+class Parametrized(nn.Module):
+    """Its weights are functions of others, which bring statistics of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        made = nn.utils.parametrizations
+        self.first = made.spectral_norm(nn.Conv2d(3, 4, 3))
+        self.second = made.weight_norm(nn.Linear(144, CLASSES))
+
+    def forward(self, x: Any) -> Any:
+        return self.second(torch.tanh(self.first(x)).flatten(1))
+
+
 def head(*layers: Any, features: int) -> Any:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, CLASSES))
 
 
 NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
+    "weights with two names": (Tied, 8),
+    "weights made of others": (Parametrized, 8),
     "MLP, LayerNorm, GELU": (
         lambda: head(nn.Flatten(), nn.Linear(192, 32), nn.LayerNorm(32), nn.GELU(), features=32),
         8,
@@ -330,6 +361,16 @@ def test_a_frozen_parameter_goes_in_and_gets_no_gradient(tmp_path: Path) -> None
     assert "0.weight" in {value.name for value in model.graph.input}
     with pytest.raises(UnsupportedError, match=r"no parameter matches nose\.\*; the first is 0\.weight"):
         freeze(module, ["nose.*"])
+
+
+def test_a_lone_image_leaves_statistics_finite(tmp_path: Path) -> None:
+    """A board's last batch may be of one image, on which torch refuses to normalize."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES))
+    train, *_ = graphs(module, 8, tmp_path)
+    x, y = batch_of(1, 8)
+    loss, gradients, statistics = train.step(train.initial(0), x, y)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(each).all() for each in (*gradients.values(), *statistics.values()))
 
 
 def test_macs_are_counted_once_a_place() -> None:
