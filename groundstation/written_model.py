@@ -111,6 +111,8 @@ def write(model: RoundModel, path: Path) -> dict[str, Any]:
         new.replace(path)
     except ValueError as error:
         raise ModelError(f"{path}: {error}") from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # by the name that is known
     finally:
         new.unlink(missing_ok=True)
     about = msgspec.to_builtins(model.info)

@@ -168,7 +168,7 @@ def link(node_toml: Path, as_json: bool, once: bool) -> None:
               show_default=True, metavar="NODE.toml",
               help="Answer with the model that was deployed to this node; before that, with the one that its "
                    "latest round began with.")  # fmt: skip
-@click.option("--model", "model_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+@click.option("--model", "model_file", type=click.Path(path_type=Path), metavar="FILE",
               show_default="the node's",
               help="Answer with this file of `groundstation model` instead: .onnx, .npz or "
                    ".safetensors.")  # fmt: skip

@@ -246,16 +246,19 @@ def decoded_mask(file: Path, image: Path) -> Masks:
 def _opened(called: str, file: Path | IO[bytes]) -> Iterator[Any]:
     """Opens a picture. Raises DataError that begins with `called`, also for whatever the block raises."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise DataError(f"image files: {unusable('PIL', error)}") from None
     try:
         # Given a path, Pillow maps a TIFF into memory and forgets to turn it (13.0), and truncating the file
         # meanwhile would kill this program.
         readable = file.open("rb") if isinstance(file, Path) else nullcontext(file)
-        with readable as opened, warnings.catch_warnings(), Image.open(opened) as picture:
-            warnings.simplefilter("ignore")  # of metadata that is odd: what matters is an error
-            yield picture
+        with readable as opened, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that is odd, or of size: what matters is an error
+            with Image.open(opened) as picture:
+                yield picture
+    except UnidentifiedImageError:  # which says how Python shows an open file
+        raise DataError(f"{called}: not a readable image: its content is of no known kind") from None
     except (DataError, MemoryError) as error:
         raise error if isinstance(error, MemoryError) else DataError(f"{called}: {error}") from None
     except OSError as error:

@@ -25,7 +25,7 @@ from onboard.data import labels
 from onboard.inference.rules import NodeFolder
 from onboard.learn.federated.local import apply_delta
 from onboard.learn.graph import GraphError, InferGraph, Parameters, answering_session, prepare
-from onboard.learn.networks import Network
+from onboard.learn.networks import Network, shipped
 from onboard.learn.objectives import Kind
 from onboard.mission import objects
 from onboard.mission.objects import Task
@@ -177,14 +177,18 @@ def of_file(path: Path, network: Network | None = None, *, as_written: bool = Fa
     """Loads a model that `groundstation model` wrote. The weights of an npz and a safetensors file need their
     network: this one, or by its name a shipped one. `as_written`: see `answering_session`. Raises
     ModelError."""
-    if path.suffix not in WRITTEN:
-        raise ModelError(f"{path}: needs a file that ends in {', '.join(WRITTEN)}")
+    if path.suffix not in WRITTEN or path.is_dir():
+        raise ModelError(f"{path}: needs a file that ends in {', '.join(WRITTEN)}, of `groundstation model`")
     try:
         if path.suffix == ".onnx":
             run, told = answering_session(path, as_written=as_written)
             return AnsweringModel(_told(path, told.get(METADATA)), run)
         told_text, arrays = (_safetensors if path.suffix == ".safetensors" else _npz)(path)
         info = _told(path, told_text)
+        if network is None and info.network not in shipped():
+            raise ModelError(
+                f"{path}: holds weights, and {info.network!r} is no shipped network; an .onnx holds both"
+            )
         graph = InferGraph.load(network or info.network)
     except (GraphError, OSError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -235,7 +235,9 @@ def answering_session(
     Raises GraphError, OSError."""
     session = _session(path, path.read_bytes(), (CPU,), as_written=as_written)
     if [each.name for each in session.get_inputs()] != ["x"]:
-        raise GraphError(f"{path}: takes more than images: its weights are not inside")
+        raise GraphError(
+            f"{path}: takes more than images: its weights are not inside, as `groundstation model` has them"
+        )
 
     def run(x: Floats) -> Floats:
         try:

@@ -91,6 +91,8 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     folder, path = mission_of(tmp_path / "m", "lenet5"), tmp_path / "x.onnx"
     assert "there are those of rounds 1, 2, 3" in model(folder, "--out", path, "--round", "9", code=2)
     assert "must end in .onnx" in model(folder, "--out", tmp_path / "x.pt", code=2)
+    nowhere = tmp_path / "no" / "x.npz"
+    assert model(folder, "--out", nowhere, code=1) == f"{nowhere}: No such file or directory"
     assert "not both" in model(folder, "--out", path, "--round", "1", "--best", code=2)
     assert "no round is closed" in model(mission_of(tmp_path / "n", "lenet5", ()), "--out", path, code=2)
     path.write_bytes(b"what was there")

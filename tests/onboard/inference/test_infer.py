@@ -153,11 +153,16 @@ def test_what_cannot_be_answered_is_one_line_and_exit_code_2(
     node: Path, camera: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
+    mission, weights_alone = mission_of(tmp_path / "m", str(tiny("classify"))), tmp_path / "w.npz"
+    CliRunner().invoke(groundstation.cli.main, ["model", str(mission), "--out", str(weights_alone)])
     wrong = {
         ("--node", node, tmp_path / "empty"): f"no images in {tmp_path / 'empty'}",
         ("--node", tmp_path / "none.toml", camera): "none.toml: no such file",
         ("--model", tmp_path / "x.pt", camera): "needs a file that ends in .onnx",
         ("--model", tmp_path / "x.onnx", camera): "No such file",
+        ("--model", tmp_path / "empty", camera): "needs a file that ends in .onnx",
+        ("--model", tiny("classify") / "train.onnx", camera): "as `groundstation model` has them",
+        ("--model", weights_alone, camera): "'tiny-classify' is no shipped network; an .onnx holds both",
         ("--node", node, "--out", tmp_path / "masks", camera): "makes no masks",
         ("--json", "--csv", camera): "give --json or --csv, not both",
     }
@@ -169,6 +174,17 @@ def test_what_cannot_be_answered_is_one_line_and_exit_code_2(
     deployed = tmp_path / "state" / DEPLOYED
     deployed.write_bytes(deployed.read_bytes()[:-1] + b"?")
     assert "damaged" in infer("--node", node, camera).stderr
+
+
+def test_an_image_that_is_none_or_vast_is_one_line_at_most(
+    node: Path, camera: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (camera / "empty.png").touch()
+    Image.new("1", (9_500, 9_500)).save(camera / "vast.png")  # of which Pillow warns
+    ended = infer("--node", node, camera / "empty.png", camera / "vast.png")
+    assert (ended.exit_code, ended.stdout.count("\n")) == (1, 1)
+    assert ended.stderr == f"{camera}/empty.png: not a readable image: its content is of no known kind\n"
+    assert capfd.readouterr().err == ""
 
 
 def test_an_installed_network_answers_too(camera: Path, node: Path, tmp_path: Path) -> None:
