@@ -211,6 +211,9 @@ class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError("infer: is for a board with a link to the ground, which deploys its model")
         if self.downlink is not None and self.infer is None:
             raise ValueError("downlink: needs [infer], whose answers it sends")
+        wanted = self.downlink.classes if self.downlink is not None else None
+        if odd := [name for name in wanted or () if name not in (self.data.classes or (name,))]:
+            raise ValueError(f"downlink.classes: {odd[0]!r} is none of data.classes")
         for index, number in enumerate(ids):
             if number == self.node.id or number in ids[:index]:
                 raise ValueError(f"neighbour[{index}].id: must be another node, each once")

@@ -355,6 +355,9 @@ def test_what_cannot_be_meant_is_one_line(tmp_path: Path) -> None:
         NODE + "memory_mb = 4096\n": "infer.memory_mb = 4096: leaves nothing of the budget of 256 MB",
         NODE.partition("[infer]")[0] + "[downlink]\nbytes_per_day = 9999\n": "downlink: needs [infer]",
         NODE + "[downlink]\nbytes_per_day = 9999\nconfidence = [0.9, 0.1]\n": "must be [least, largest]",
+        NODE + '[downlink]\nbytes_per_day = 9999\nclasses = ["b", "ship"]\n[data]\nclasses = ["a", "b"]\n': (
+            "downlink.classes: 'ship' is none of data.classes"
+        ),
     }.items():
         path.write_text(text)
         with pytest.raises(ConfigError) as error:
