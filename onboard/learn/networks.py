@@ -177,6 +177,8 @@ def network_folder(name_or_folder: str | Path) -> Path:
         return folder
     if is_folder:
         raise NetworkError(f"{folder}: holds no {DESCRIPTION}; `groundstation export` writes such a folder")
+    if "/" in text:
+        raise NetworkError(f"{folder}: no such folder; `groundstation export` writes a network's")
     near = difflib.get_close_matches(text, shipped(), n=3, cutoff=0.4) or shipped()
     raise NetworkError(f"no model {text!r}; nearest: {', '.join(near)}; or the folder of a network")
 
