@@ -25,7 +25,7 @@ from onboard.console.toml import ConfigError
 from onboard.data.suffixes import is_junk
 from onboard.inference.rules import InferConfig
 from onboard.learn.graph import GraphError, TrainGraph
-from onboard.learn.networks import Network
+from onboard.learn.networks import Network, NetworkError
 from onboard.learn.training import BoardTraining
 from onboard.link.ports.schemes import facts_of, open_port
 from onboard.mission.health import Failure
@@ -120,8 +120,11 @@ def _model(config: NodeConfig | GossipConfig) -> str:
         if isinstance(config, GossipConfig):
             graphs = [TrainGraph.load(config.model)]
         else:
-            graphs = [TrainGraph.load(network) for network in _networks(config)]
-    except GraphError as error:
+            networks = _networks(config)
+            graphs = [TrainGraph.load(network) for network in networks]
+            for network, part in ((each, part) for each in networks for part in each.file.files):
+                network.part(part)  # what answers, and first weights, are read much later
+    except (GraphError, NetworkError) as error:
         raise GraphError(f"{error}; the board cannot train") from None
     return f"can train {', '.join(graph.name for graph in graphs)}"
 
@@ -167,7 +170,8 @@ def _fitting(config: OwnConfig) -> list[TrainGraph]:
     networks = _networks(config)
     kind = config.shard.objective.kind
     fitting = [each for each in networks if (each.input_shape, each.file.task) == (config.shard.shape, kind)]
-    return [TrainGraph.load(each) for each in fitting]
+    own = [each for each in fitting if not each.is_shipped]
+    return [TrainGraph.load(each) for each in own or fitting]  # what was brought is what the mission trains
 
 
 def _networks(config: OwnConfig) -> list[Network]:

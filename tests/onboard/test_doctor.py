@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from click.testing import CliRunner
 from onboard import doctor
 from onboard.cli import main
 from onboard.config import load_node
+from onboard.learn.networks import SHIPPED
 from onboard.storage.keys import new_key, save_key
+from tests.networks import tiny
 
 CHECKS = ["python", "key", "port", "contacts", "model", "data", "memory", "disk"]
 
@@ -46,6 +49,26 @@ def test_a_board_that_is_right(node_toml: Path, port: str) -> None:
     assert port in lines[CHECKS.index("port")]
     assert "lenet5" in lines[CHECKS.index("model")]
     assert "4 images of (1, 28, 28)" in lines[CHECKS.index("data")]
+
+
+def test_a_damaged_file_of_a_network_is_found_before_it_is_used(node_toml: Path) -> None:
+    folder = node_toml.parent / "models" / "own"
+    shutil.copytree(tiny("classify"), folder)
+    assert failures(node_toml) == {}
+    answering = bytearray((folder / "infer.onnx").read_bytes())
+    answering[-9] ^= 1
+    (folder / "infer.onnx").write_bytes(answering)
+    assert f"{folder}/infer.onnx: is damaged" in failures(node_toml)["model"]
+
+
+def test_memory_is_told_for_the_network_that_was_brought(node_toml: Path) -> None:
+    folder = node_toml.parent / "models" / "own"
+    shutil.copytree(SHIPPED / "lenet5", folder)
+    described = (folder / "model.toml").read_text()
+    (folder / "model.toml").write_text(described.replace('name = "lenet5"', 'name = "own"'))
+    (memory,) = (each for each in doctor.examine(load_node(node_toml)) if each.what == "memory")
+    assert memory.ok
+    assert re.findall(r"\S+ takes", memory.says) == ["own takes"]
 
 
 def test_it_looks_at_the_folder_whose_images_are_answered(node_toml: Path) -> None:
