@@ -141,6 +141,9 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         more = f" and {len(self.classes) - SHOWN} more" if len(self.classes) > SHOWN else ""
         of = "pixels of " if self.kind == "segment" else ""
         classes = f"; {of}classes {counts}{more}" if counts else ""
+        pixels = self.images * math.prod(self.shape[1:])
+        if self.kind == "segment" and (ignored := pixels - sum(self.classes.values())):
+            classes += f", {ignored} count for nothing"
         warnings = "".join(f"; WARNING: {each}" for each in self.warnings)
         held = f", {self.held} of them held out of training" if self.held else ""
         return (

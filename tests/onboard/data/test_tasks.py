@@ -271,7 +271,10 @@ def test_a_look_counts_pixels(tmp_path: Path) -> None:
     shard = Shard(source=f"npz:{tmp_path / 'a.npz'}", shape=SHAPE, objective=SEGMENT)
     found = shard.inspect()
     assert found.classes == {"land": 8 * 24, "sea": 8 * 6, "ice": 0}
-    assert "; pixels of classes land: 192, sea: 48, ice: 0; WARNING: no pixels of ice" in found.line()
+    assert (
+        "; pixels of classes land: 192, sea: 48, ice: 0, 48 count for nothing; WARNING: no pixels of ice"
+        in found.line()
+    )
     np.savez(tmp_path / "a.npz", x=X, y=y)
     assert shard.inspect(SEGMENT.form).classes == {"0": 192, "1": 48}
 
