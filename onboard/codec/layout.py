@@ -1,7 +1,8 @@
 """Cuts a model's tensors into the same groups at both ends, by a rule on shapes alone.
 
 ALQ (Qu et al., "Adaptive Loss-aware Quantization for Multi-bit Networks", CVPR 2020, section 3) quantizes
-weights in groups of n. Of its ways to group a convolution, this is the one by kernel."""
+weights in groups of n. Of its ways to group a convolution, large kernels have the one by kernel, small ones
+the one by output channel."""
 
 from __future__ import annotations
 
@@ -20,6 +21,10 @@ Weights = Mapping[str, Floats]
 
 MAX_GROUP = 512  # a longer row is cut; an alpha then costs 8 bits in some 256 or more
 MIN_GROUP = 8  # under it a coordinate costs more than its basis: such a tensor stays raw
+# A kernel of 3x3 would pay 8 bits for its coordinate, and half a bit to say whether it has one, beside 9 for
+# its signs. ResNet-20 on EuroSAT, seven rounds of five boards with 0.21 bit up, is right about 66.7 % by
+# kernel, 71.3 % by 4 kernels, 70.4 % by 16, 71.8 % by channel, with fewer bytes down; FedAvg is about 76.2 %.
+MIN_KERNEL = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +95,13 @@ def layout(shapes: Mapping[str, tuple[int, ...]], statistics: Collection[str] = 
 def group_length(shape: tuple[int, ...]) -> int:
     """Returns the group length for a tensor of this shape, 0 for raw: vectors, scalars, very short rows.
 
-    A convolution (out, in, k...) has one group a kernel. Where that would be fewer than MIN_GROUP weights,
+    A convolution (out, in, k...) has one group a kernel. Where that would be fewer than MIN_KERNEL weights,
     and in a dense tensor (out, in), a row of inputs is cut into the fewest equal parts of at most MAX_GROUP;
     a row without such a divisor stays whole."""
     if len(shape) < 2 or prod(shape) == 0:
         return 0
     kernel, row = prod(shape[2:]), prod(shape[1:])
-    if len(shape) > 2 and kernel >= MIN_GROUP:
+    if len(shape) > 2 and kernel >= MIN_KERNEL:
         return kernel
     if row < MIN_GROUP:
         return 0

@@ -15,7 +15,7 @@ from onboard.codec.dense import Dense
 from onboard.codec.layout import Layout, layout
 from onboard.codec.model import PREFIX, BadPack
 from onboard.codec.pack import account, pack, unpack
-from tests.onboard.codec.examples import LAYOUTS, LENET5, SMALL, VECTORS, weights
+from tests.onboard.codec.examples import LAYOUTS, LENET5, SMALL, SMALL_BY_KERNEL, VECTORS, weights
 
 HEAD = PREFIX.pack(Dense.format, SMALL.digest)
 
@@ -34,7 +34,7 @@ def test_round_trip(layout: Layout, seed: int, compress: bool) -> None:
 
 def test_golden_bytes() -> None:
     golden = (VECTORS / "pack-dense.bin").read_bytes()
-    model = unpack(golden, SMALL)
+    model = unpack(golden, SMALL_BY_KERNEL)
     assert isinstance(model, Dense)
     assert pack(model) == golden
     assert model.weights["conv.bias"].tolist() == weights(SMALL, 7)["conv.bias"].tolist()

@@ -16,7 +16,7 @@ from onboard.codec.model import BadPack
 from onboard.codec.pack import account, pack, unpack
 from onboard.codec.quantized import HEADER, MAX_BASES, Quantized
 from onboard.codec.rangecoder import Encoder, context, tree
-from tests.onboard.codec.examples import LAYOUTS, LENET5, SMALL, VECTORS, quantized, weights
+from tests.onboard.codec.examples import LAYOUTS, LENET5, SMALL, SMALL_BY_KERNEL, VECTORS, quantized, weights
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -43,9 +43,9 @@ def test_round_trip(layout: Layout, seed: int, max_bits: int) -> None:
 
 
 def test_golden_bytes() -> None:
-    # The file was written by pack(quantized(SMALL, 7)); it must be readable as long as Quantized.format is 1.
+    # It was written by pack(quantized(SMALL_BY_KERNEL, 7)), and is readable as long as Quantized.format is 1.
     golden = (VECTORS / "pack.bin").read_bytes()
-    model = unpack(golden, SMALL)
+    model = unpack(golden, SMALL_BY_KERNEL)
     assert pack(model) == golden
     assert {name: bases.bits.tolist() for name, bases in model.grouped.items()} == {
         "conv": [6, 2, 2, 8, 1, 2],
