@@ -7,7 +7,7 @@ groups are worked on at once: `groups` is (G, n), `bits` (G,), `alphas` (G, I) a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from onboard.codec.quantized import (
 )
 
 Doubles = npt.NDArray[np.float64]
+Signs = npt.NDArray[np.int8]
 
 # A raw tensor's values lie on 2 * 7 + 1 = 15 lines: as accurate as 31 (97.95 and 97.9 % on digits, 6 rounds,
 # two seeds), and LeNet-5's 580 biases take 215 bytes instead of 290.
@@ -36,6 +37,7 @@ RAW_LEVELS = 7
 # and as before on 63 and more. Its other vectors are none the worse on 15.
 STATISTIC_LEVELS = 63
 GAINED_AT_ONCE = 1 << 16  # weights; with 8 bases 3 MB
+SEARCHED_AT_ONCE = 1024  # groups; with 8 bases 2 MB for each array of their 256 values
 # A basis with less than this share of its squared length outside the span of the others gets coordinate 0: a
 # residual of nothing makes the next basis dependent, and float32 products tell no finer.
 DEPENDENT = 1e-5
@@ -75,7 +77,7 @@ def _along(a: Doubles, b: Doubles) -> Doubles | float:
     return np.einsum("ka,ka->a", a, b) if len(a) else 0.0
 
 
-def refit(target: Floats, bits: npt.NDArray[np.uint8], signs: npt.NDArray[np.int8], h: Floats) -> Doubles:
+def refit(target: Floats, bits: npt.NDArray[np.uint8], signs: Signs, h: Floats) -> Doubles:
     """Fits coordinates (G, I) of the first bits[g] bases of `signs` (G, I, n) to `target` (G, n) by least
     squares weighted by `h` (G, n); they are 0 for all other bases."""
     order, depth = _sorted(bits)
@@ -193,6 +195,47 @@ def sketch(groups: Floats, bits: npt.NDArray[np.uint8], curvature: Floats | None
     return out
 
 
+def nearest(target: Floats, bases: Bases) -> Signs:
+    """Returns signs (G, I, n) that bring sum_j alpha_j * sign_j nearest to `target`, weight by weight;
+    curvature changes nothing here."""
+    signs = np.zeros(bases.signs.shape, np.int8)
+    for width in range(1, bases.signs.shape[1] + 1):  # all groups of one width at a time
+        search = _by_residual if width <= 2 else _by_halving
+        found = np.flatnonzero(bases.bits == width)
+        for at in np.array_split(found, -(-len(found) // SEARCHED_AT_ONCE)) if len(found) else ():
+            signs[at, :width] = search(target[at], bases.alphas[at, :width])
+    return signs
+
+
+def _by_residual(target: Floats, alphas: Floats) -> Signs:
+    """Exact for one or two bases; of three, the two smaller coordinates can outweigh the largest."""
+    signs = np.empty((*alphas.shape, target.shape[1]), np.int8)
+    order = np.argsort(-alphas, axis=1, kind="stable")
+    rows, left = np.arange(len(alphas)), target
+    for j in order.T:
+        one = np.where(left > 0, np.int8(1), np.int8(-1))
+        signs[rows, j] = one
+        if alphas.shape[1] > 1:
+            left = left - alphas[rows, j, None] * one
+    return signs
+
+
+def _by_halving(target: Floats, alphas: Floats) -> Signs:
+    """I bases have 2^I values: each weight finds its own among its group's, sorted, in I halvings."""
+    width = alphas.shape[1]
+    corners = (np.arange(1 << width)[:, None] >> np.arange(width) & 1) * 2 - 1  # (2^I, I)
+    values = alphas.astype(np.float64) @ corners.T
+    order = np.argsort(values, axis=1, kind="stable")
+    ranked = np.take_along_axis(values, order, axis=1)
+    borders = ((ranked[:, 1:] + ranked[:, :-1]) / 2).astype(np.float32)
+    half = 1 << width - 1
+    rank = np.where(target > borders[:, half - 1, None], half, 0)
+    while half := half >> 1:
+        rank += half * (target > np.take_along_axis(borders, rank + (half - 1), axis=1))
+    code = np.take_along_axis(order, rank, axis=1)
+    return np.stack([(code >> j & 1) * 2 - 1 for j in range(width)], axis=1).astype(np.int8)
+
+
 class Projection:
     """What `sketch` rebuilds, without its bases, of a model's groups with the same `widths` again and again:
     the straight-through forward pass. `order[name]` (A,) are the groups with a basis, widest first."""
@@ -285,6 +328,14 @@ def quantize(layout: Layout, weights: Weights, widths: Widths, *, whole: bool = 
     )
 
 
+def _sharpened(bases: Bases, groups: Floats) -> Bases:
+    several = bases.bits > 1
+    part = Bases(bases.bits[several], bases.alphas[several], bases.signs[several])
+    signs = bases.signs.copy()
+    signs[several] = nearest(groups[several], part)
+    return replace(bases, signs=signs)
+
+
 def _levels(tensor: Tensor, *, whole: bool) -> int:
     return STATISTIC_LEVELS if whole and tensor.is_statistic else RAW_LEVELS
 
@@ -297,9 +348,13 @@ class AlqCodec:
     unpack = staticmethod(quantized.unpack)
 
     def quantize(self, layout: Layout, weights: Weights, budget: Budget) -> Quantized:
-        """Allots and sketches by plain error."""
+        """Allots and sketches by plain error. Then each weight of a group with several bases takes the
+        nearest of the group's values: a rounded coordinate is off by up to 6 %, which no basis chosen before
+        makes good. With 8 bases, 3.5 % of ResNet-20 in mid-training is lost without that, 1.7 % with it."""
         widths = allocate(layout, weights, bits_per_weight=budget.bits_per_weight, max_bases=budget.max_bases)
-        return quantize(layout, weights, widths, whole=budget.whole)
+        model = quantize(layout, weights, widths, whole=budget.whole)
+        grouped = {name: _sharpened(model.grouped[name], w) for name, w in in_groups(layout, weights).items()}
+        return replace(model, grouped=grouped)
 
     def check(self, model: Quantized, budget: Budget) -> None:
         """Checks bases and bits against what `allocate` grants, and that raw tensors are on the grid."""

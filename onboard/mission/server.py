@@ -22,11 +22,11 @@ import numpy.typing as npt
 from onboard.codec.layout import Floats, Weights
 from onboard.codec.model import Budget, Model
 from onboard.codec.pack import CODECS, pack, unpack
-from onboard.codec.quantized import HALF_MAX
+from onboard.codec.quantized import HALF_MAX, MAX_BASES
 from onboard.data import labels
 from onboard.learn.federated.clipping import FEW, Bounds, Claim, Outlier, Part, Share, norm, odd_one, shares
 from onboard.learn.federated.local import apply_delta
-from onboard.learn.federated.rounds import DOWNLINK_BASES, RULES, AggregationRule, staleness_weight
+from onboard.learn.federated.rounds import RULES, AggregationRule, staleness_weight
 from onboard.learn.graph import TrainGraph
 from onboard.learn.training import BoardTraining, Training
 from onboard.mission.objects import UPDATE, Task, Update, decode_update, encode_object, names_that_fit
@@ -152,7 +152,7 @@ class Server:
         training, total = self._terms.training, average.mean()
         if packed and not training.rule.sends_whole:
             total = apply_delta(unpack(packed, self.layout).reconstruct(), total)
-        budget = Budget(training.bits_down, DOWNLINK_BASES, training.rule.compress, whole=True)
+        budget = Budget(training.bits_down, MAX_BASES, training.rule.compress, whole=True)
         return pack(CODECS[training.rule.format].quantize(self.layout, total, budget))
 
     def weights(self, packed: bytes) -> dict[str, Floats]:

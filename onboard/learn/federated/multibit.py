@@ -24,11 +24,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onboard.codec.alq import refit
+from onboard.codec.alq import Signs, nearest, refit
 from onboard.codec.layout import Floats, Layout
 from onboard.codec.quantized import COORDINATE_BITS, Bases, Widths
 
-Signs = npt.NDArray[np.int8]
 Mask = npt.NDArray[np.bool_]
 
 TINY = np.float32(1e-12)  # keeps a group that no gradient ever reached from dividing 0 by 0
@@ -78,18 +77,6 @@ def stepped(bases: Bases, gradient: Floats, curvature: Floats, rate: float) -> B
     return _positive(bases.bits, bases.alphas - np.float32(rate) * g / (h + TINY), bases.signs)
 
 
-def nearest(target: Floats, bases: Bases) -> Signs:
-    """Returns signs (G, I, n) that bring sum_j alpha_j * sign_j nearest to `target`, weight by weight;
-    curvature changes nothing here."""
-    signs = np.zeros(bases.signs.shape, np.int8)
-    for width in range(1, bases.signs.shape[1] + 1):  # all groups of one width at a time
-        at = np.flatnonzero(bases.bits == width)
-        if len(at):
-            search = _by_residual if width <= 2 else _by_halving
-            signs[at, :width] = search(target[at], bases.alphas[at, :width])
-    return signs
-
-
 def fitted(target: Floats, bits: npt.NDArray[np.uint8], signs: Signs, curvature: Floats) -> Bases:
     """Fits coordinates of signs (G, I, n) to `target` by least squares weighted by `curvature`. A basis is
     negated where that makes its coordinate positive."""
@@ -103,35 +90,6 @@ def _in_alpha_domain(bases: Bases, gradient: Floats, curvature: Floats) -> tuple
         at = np.flatnonzero(bases.bits > j)
         g[at, j] = np.einsum("gn,gn->g", bases.signs[at, j].astype(np.float32), gradient[at])
     return g, np.where(bases.used, curvature.sum(axis=1)[:, None], np.float32(0))
-
-
-def _by_residual(target: Floats, alphas: Floats) -> Signs:
-    """Exact for one or two bases; of three, the two smaller coordinates can outweigh the largest."""
-    signs = np.empty((*alphas.shape, target.shape[1]), np.int8)
-    order = np.argsort(-alphas, axis=1, kind="stable")
-    rows, left = np.arange(len(alphas)), target
-    for j in order.T:
-        one = np.where(left > 0, np.int8(1), np.int8(-1))
-        signs[rows, j] = one
-        if alphas.shape[1] > 1:
-            left = left - alphas[rows, j, None] * one
-    return signs
-
-
-def _by_halving(target: Floats, alphas: Floats) -> Signs:
-    """I bases have 2^I values: each weight finds its own among its group's, sorted, in I halvings."""
-    width = alphas.shape[1]
-    corners = (np.arange(1 << width)[:, None] >> np.arange(width) & 1) * 2 - 1  # (2^I, I)
-    values = alphas.astype(np.float64) @ corners.T
-    order = np.argsort(values, axis=1, kind="stable")
-    ranked = np.take_along_axis(values, order, axis=1)
-    borders = ((ranked[:, 1:] + ranked[:, :-1]) / 2).astype(np.float32)
-    half = 1 << width - 1
-    rank = np.where(target > borders[:, half - 1, None], half, 0)
-    while half := half >> 1:
-        rank += half * (target > np.take_along_axis(borders, rank + (half - 1), axis=1))
-    code = np.take_along_axis(order, rank, axis=1)
-    return np.stack([(code >> j & 1) * 2 - 1 for j in range(width)], axis=1).astype(np.int8)
 
 
 def _positive(bits: npt.NDArray[np.uint8], alphas: npt.NDArray[np.floating], signs: Signs) -> Bases:

@@ -20,8 +20,6 @@ import numpy.typing as npt
 from onboard.codec.layout import Floats, Layout, Weights
 from onboard.learn.objectives import METRICS, Metric
 
-DOWNLINK_BASES = 4  # at most, in a group of the global model: more bought nothing in SpaceDML's setting
-
 
 def choose(nodes: Iterable[int], k: int, seed: int, round_number: int) -> tuple[int, ...]:
     """Chooses K of the nodes (all, if there are no more), in rising order: those whose hash of (seed, round,

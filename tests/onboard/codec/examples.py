@@ -13,7 +13,6 @@ from onboard.codec.alq import AlqCodec
 from onboard.codec.layout import Floats, Layout, Weights, layout
 from onboard.codec.model import Budget
 from onboard.codec.quantized import MAX_BASES, Quantized
-from onboard.learn.federated.rounds import DOWNLINK_BASES
 
 VECTORS = Path(__file__).parent.parent.parent / "vectors"
 LENET5 = {
@@ -62,4 +61,4 @@ def quantized(layout: Layout, seed: int, max_bits: int = MAX_BASES) -> Quantized
 
 def quantize_average(layout: Layout, weights: Weights, bits_per_weight: float) -> Quantized:
     """A global model as a server quantizes it for the way down."""
-    return AlqCodec().quantize(layout, weights, Budget(bits_per_weight, DOWNLINK_BASES))
+    return AlqCodec().quantize(layout, weights, Budget(bits_per_weight, MAX_BASES))

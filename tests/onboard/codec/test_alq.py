@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onboard.codec import alq
-from onboard.codec.layout import Layout, in_groups
+from onboard.codec.layout import Layout, Weights, in_groups
 from onboard.codec.layout import layout as layout_of
 from onboard.codec.model import Budget
 from onboard.codec.pack import pack, unpack
 from onboard.codec.quantized import COORDINATE_BITS, MAX_BASES, Bases, rounded
 from onboard.learn.graph import TrainGraph
-from tests.onboard.codec.examples import LAYOUTS, LENET5, SMALL, quantized, weights
+from tests.onboard.codec.examples import LAYOUTS, LENET5, SMALL, quantize_average, quantized, weights
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -218,3 +220,35 @@ def test_running_statistics_are_finer_in_a_whole_model() -> None:
 def test_a_graph_says_which_of_its_vectors_are_running_statistics() -> None:
     tensors = TrainGraph.load("resnet20").layout.tensors
     assert {t.name for t in tensors if t.is_statistic} == {t.name for t in tensors if ".running_" in t.name}
+
+
+def test_what_many_rounds_have_moved_is_hardly_changed_by_the_next_quantization() -> None:
+    """A server quantizes the whole model after every round, and one round moves a small part of it."""
+    like = layout_of({"conv": (64, 16, 3, 3), "dense": (40, 512)})
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        moves = {t.name: rng.choice([-1, 1], (30, *t.shape)) for t in like.tensors}
+        values = {
+            name: np.tensordot(0.9 ** np.arange(30), each, 1).astype(np.float32)
+            for name, each in moves.items()
+        }
+        model = quantize_average(like, values, 9.0)
+        sketched = alq.quantize(like, values, {name: bases.bits for name, bases in model.grouped.items()})
+        off, before = (_distance(each.reconstruct(), values) for each in (model, sketched))
+        assert off < 0.04
+        assert off < 0.7 * before
+
+
+@given(LAYOUTS, SEEDS, st.floats(1, 9))
+def test_no_average_is_further_off_than_its_sketch(layout: Layout, seed: int, bits: float) -> None:
+    values = in_groups(layout, weights(layout, seed))
+    model = quantize_average(layout, weights(layout, seed), bits)
+    for name, bases in model.grouped.items():
+        sketched = alq.sketch(values[name], bases.bits)
+        off, before = (np.square(each.reconstruct() - values[name]).sum() for each in (bases, sketched))
+        assert off <= before * 1.0001
+
+
+def _distance(found: Weights, values: Weights) -> float:
+    error = sum(float(np.square(found[name] - values[name]).sum()) for name in values)
+    return math.sqrt(error / sum(float(np.square(each).sum()) for each in values.values()))

@@ -34,7 +34,7 @@ def error(target: np.ndarray, h: np.ndarray, bases: Bases) -> np.ndarray:
 @given(SEEDS, st.integers(1, 6), st.integers(8, 12))
 def test_every_weight_takes_the_best_of_all_its_values(seed: int, count: int, n: int) -> None:
     target, _, bases = problem(seed, count, n)
-    chosen = Bases(bases.bits, bases.alphas, multibit.nearest(target, bases))
+    chosen = Bases(bases.bits, bases.alphas, alq.nearest(target, bases))
     for g, width in enumerate(bases.bits.tolist()):
         corners = np.array(list(product((-1, 1), repeat=width)), int).reshape(1 << width, width)
         values = corners @ bases.alphas[g, :width].astype(np.float64)
@@ -49,7 +49,7 @@ def test_every_weight_takes_the_best_of_all_its_values(seed: int, count: int, n:
 def test_no_choice_of_signs_of_a_small_group_is_better(seed: int, count: int, width: int) -> None:
     target, h, _ = problem(seed, count, 4)
     bases = alq.sketch(target + np.float32(0.3), np.full(count, width, np.uint8))
-    best = error(target, h, Bases(bases.bits, bases.alphas, multibit.nearest(target, bases)))
+    best = error(target, h, Bases(bases.bits, bases.alphas, alq.nearest(target, bases)))
     for signs in product((-1, 1), repeat=4 * width):
         other = np.broadcast_to(np.array(signs, np.int8).reshape(1, width, 4), (count, width, 4))
         assert (best <= error(target, h, Bases(bases.bits, bases.alphas, other)) + 1e-4).all()
