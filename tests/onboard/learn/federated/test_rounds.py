@@ -108,7 +108,6 @@ def test_the_downlink_keeps_its_budget() -> None:
     for budget in (0.0, 1.0, 3.0, 6.0):
         model = quantize_average(SMALL, values, budget)
         assert model.budget_bits <= budget * SMALL.parameters
-        assert all(bases.bits.max(initial=0) <= 4 for bases in model.grouped.values())
         rebuilt = model.reconstruct()
         errors.append(sum(float(((rebuilt[t.name] - values[t.name]) ** 2).sum()) for t in SMALL.grouped))
     assert errors == sorted(errors, reverse=True)
