@@ -61,4 +61,4 @@ def quantized(layout: Layout, seed: int, max_bits: int = MAX_BASES) -> Quantized
 
 def quantize_average(layout: Layout, weights: Weights, bits_per_weight: float) -> Quantized:
     """A global model as a server quantizes it for the way down."""
-    return AlqCodec().quantize(layout, weights, Budget(bits_per_weight, MAX_BASES))
+    return AlqCodec().quantize(layout, weights, Budget(bits_per_weight, MAX_BASES, whole=True))
