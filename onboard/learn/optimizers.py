@@ -36,12 +36,14 @@ class Adam:
     """Adam (Kingma and Ba, ICLR 2015, algorithm 1). With a `peak`, the largest second moment, it is AMSGrad
     (Reddi et al., ICLR 2018, algorithm 2), as ALQ has it (section 3.2). Weight decay is a part of the
     gradient, and `decoupled` moves weights by itself (Loshchilov and Hutter, "Decoupled weight decay
-    regularization", ICLR 2019, algorithm 2)."""
+    regularization", ICLR 2019, algorithm 2).
+
+    The vectors are decayed sums, the paper's moments over 1 - beta: a step then takes two passes fewer."""
 
     def __init__(
         self, layout: Layout, *, weight_decay: float = 0.0, decoupled: bool = False, amsgrad: bool = False
     ) -> None:
-        names = ("first", "second") + (("peak",) if amsgrad else ())
+        names = ("gradients", "squares") + (("peak_squares",) if amsgrad else ())
         self.vectors: dict[str, Floats] = {name: np.zeros(layout.parameters, np.float32) for name in names}
         self.steps = 0
         self._layout, self._decay, self._decoupled = layout, weight_decay, decoupled
@@ -49,27 +51,26 @@ class Adam:
     def step(self, weights: Floats, gradients: Weights, rate: float) -> None:
         self.steps += 1
         # Both bias corrections folded into the step length: the end of the paper's section 2.
-        correction = math.sqrt(1 - BETA2**self.steps)
-        length = rate * correction / (1 - BETA1**self.steps)
-        first, second, peak = self.vectors["first"], self.vectors["second"], self.vectors.get("peak")
+        correction = math.sqrt(self._total(BETA2))
+        length = rate * correction / self._total(BETA1)
+        sums, squares = self.vectors["gradients"], self.vectors["squares"]
+        peak = self.vectors.get("peak_squares")
         # numpy converts a number anew at each use, which a third of the time would go into.
-        beta1, rest1, beta2, rest2, least, by, decay, shrink = (
+        beta1, beta2, least, by, decay, shrink = (
             np.array(value, np.float32)
-            for value in (BETA1, 1 - BETA1, BETA2, 1 - BETA2, EPSILON * correction, length, self._decay,
-                          1 - rate * self._decay)
-        )  # fmt: skip
+            for value in (BETA1, BETA2, EPSILON * correction, length, self._decay, 1 - rate * self._decay)
+        )
         spare = np.empty(BLOCK, np.float32)
         for at, gradient, decays in _blocks(self._layout, gradients):
-            m, v, moved, scratch = first[at], second[at], weights[at], spare[: len(gradient)]
+            m, v, moved = sums[at], squares[at], weights[at]
             if decays and self._decay:
                 if self._decoupled:
                     moved *= shrink
                 else:
-                    gradient += np.multiply(moved, decay, out=scratch)
+                    gradient += np.multiply(moved, decay, out=spare[: len(gradient)])
             m *= beta1
-            m += np.multiply(gradient, rest1, out=scratch)
+            m += gradient
             np.square(gradient, out=gradient)
-            gradient *= rest2
             v *= beta2
             v += gradient
             if peak is not None:
@@ -82,16 +83,18 @@ class Adam:
 
     def mean(self, out: Floats | None = None) -> Floats:
         """Returns g (P,): the first moment, bias-corrected."""
-        scale = 1 - BETA1**self.steps if self.steps else 1.0
-        mean: Floats = np.multiply(self.vectors["first"], np.float32(1 / scale), out=out)
+        mean: Floats = np.multiply(self.vectors["gradients"], np.float32(1 / self._total(BETA1)), out=out)
         return mean
 
     def curvature(self, out: Floats | None = None) -> Floats:
         """Returns h (P,): ALQ's curvature (section 3.2), the corrected root of the second moment or peak."""
-        scale = 1 - BETA2**self.steps if self.steps else 1.0
-        h: Floats = np.sqrt(self.vectors.get("peak", self.vectors["second"]), out=out)
-        h *= np.float32(scale**-0.5)
+        h: Floats = np.sqrt(self.vectors.get("peak_squares", self.vectors["squares"]), out=out)
+        h *= np.float32(self._total(BETA2) ** -0.5)
         return h
+
+    def _total(self, beta: float) -> float:
+        """What the decayed weights of all steps come to; 1 before the first, whose sum is 0."""
+        return (1 - beta**self.steps) / (1 - beta) if self.steps else 1.0
 
 
 class Sgd:

@@ -233,14 +233,14 @@ class LocalTraining:
         parts that the plan asks for."""
         when = f"in epoch {self.epoch + 1}, at a learning rate of {rate}"
         total, gradients, buffers = 0.0, dict[str, Floats](), dict[str, Floats]()
-        parts = np.array_split(np.arange(len(x)), min(self.knobs.accumulate, len(x)))
-        for part in parts:
+        parts = min(self.knobs.accumulate, len(x))
+        for part in np.array_split(np.arange(len(x)), parts) if parts > 1 else (range(len(x)),):
             at = slice(part[0], part[-1] + 1)
             seed = int(self._draw.integers(2**63)) if self._graph.takes_seed else 0
             loss, found, buffers = gradient(
                 self._graph, {**weights, **buffers}, x[at], y[at], when=when, seed=seed
             )
-            if len(parts) == 1:
+            if parts == 1:
                 return loss, found, buffers
             total += loss * (len(part) / len(x))
             for name, values in found.items():
