@@ -14,7 +14,7 @@ from benchmarks.claims.learning.quality import Learned, Study
 from onboard.learn.networks import shipped
 
 SMALL = Study(
-    data="digits", test_data="digits", test_images=100, budgets=(0.1, 0.4, 1.0), most_bits=0.5, rounds=2
+    data="digits", test_data="digits", test_images=100, budgets=(0.1, 0.4, 1.0), most_bits=0.5, rounds=1
 )
 
 
@@ -30,6 +30,8 @@ def test_every_method_is_played_once_and_drawn_again(tmp_path: Path, monkeypatch
         "BOARDS": 3,
         "SELECT": 3,
         "IMAGES": 30,
+        "ROUND_EPOCHS": 2,
+        "SPACEDML_EPOCHS": 2,
         "EPOCHS": 2,
     }.items():
         monkeypatch.setattr(quality, constant, small)

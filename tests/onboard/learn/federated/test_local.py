@@ -245,7 +245,11 @@ def test_a_checkpoint_without_its_bases_is_refused() -> None:
     run = training(SPACEDML)
     list(islice(run.steps(), 7 * 4))
     state = run.state()
-    for missing, says in (("peak_squares", "lacks 'peak_squares'"), ("signs", "coordinates"), ("widths", "0 bit-widths")):
+    for missing, says in (
+        ("peak_squares", "lacks 'peak_squares'"),
+        ("signs", "coordinates"),
+        ("widths", "0 bit-widths"),
+    ):
         with pytest.raises(ValueError, match=says):
             training(SPACEDML).restore({k: v for k, v in state.items() if k != missing})
 
