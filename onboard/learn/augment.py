@@ -92,7 +92,8 @@ def _affine(x: Pixels, draw: np.random.Generator, pixels: float, distortion: flo
     )[..., None, None]  # fmt: skip
     y = np.arange(height, dtype=np.float32)[:, None] - (height - 1) / 2
     x_ = np.arange(width, dtype=np.float32)[None, :] - (width - 1) / 2
-    centre = (np.array([[(height - 1) / 2], [(width - 1) / 2]]) + [down, right]).astype(np.float32)
+    middle = np.array([[height - 1], [width - 1]]) / 2
+    centre = (middle + np.stack((down, right))).astype(np.float32)
     rows = matrix[0, 0] * y + matrix[0, 1] * x_ + centre[0, :, None, None]
     columns = matrix[1, 0] * y + matrix[1, 1] * x_ + centre[1, :, None, None]
     return rows, columns
