@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from onboard.data import loading
 from onboard.data.images import Images
-from onboard.learn.gossip.descent import Descent, consensus, stratified
+from onboard.learn.gossip.descent import Descent, consensus, strata, stratified
 from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.training import Recipe
 
@@ -130,3 +130,49 @@ def test_the_distance_of_models_from_their_mean() -> None:
     mean, distance = consensus(vectors)
     np.testing.assert_array_equal(mean, [0, 0])
     assert distance == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "loss"),
+    [
+        ("lenet5", np.array([0, 3, 1]), math.log(4)),  # as many classes as the highest label says
+        ("lenet5", np.zeros(0, np.int64), math.log(2)),
+        ("unet-64", np.zeros((3, 64, 64), np.uint8), math.log(3)),
+        ("autoencoder-64", np.zeros(0, np.uint8), 1.0),
+    ],
+)
+def test_a_model_that_guesses_has_the_loss_of_its_task(name: str, labels: Any, loss: float) -> None:
+    graph = TrainGraph.load(name)
+    x = np.zeros((len(labels), *graph.input_shape), np.uint8)
+    run = Descent(graph, initial(graph.shapes, 0), x, labels, Recipe(), seed=1, node=2)
+    assert run.guess_loss == pytest.approx(loss)
+    assert run.epochs == 0.0
+    if not len(labels):
+        with pytest.raises(ValueError, match="no images: nothing to train on"):
+            run.step()
+
+
+def test_an_autoencoder_that_guesses_gives_the_mean_image() -> None:
+    graph = TrainGraph.load("autoencoder-64")
+    x = np.zeros((4, *graph.input_shape), np.uint8)
+    x[:2] = 255
+    run = Descent(graph, initial(graph.shapes, 0), x, np.zeros(4, np.uint8), Recipe(), seed=1, node=2)
+    assert run.guess_loss == pytest.approx(0.25)
+
+
+def test_images_are_mixed_by_their_class_or_the_one_that_most_of_a_mask_has() -> None:
+    assert strata(np.array([2, 0, 1], np.uint8)).tolist() == [2, 0, 1]
+    assert strata(np.ones((3, 5), np.float32)).tolist() == [0, 0, 0]
+    masks = np.array([[[1, 1], [1, 2]], [[255, 255], [255, 2]]], np.uint8)
+    assert strata(masks).tolist() == [1, 255]
+    assert strata(masks, ignore=255).tolist() == [1, 2]
+
+
+def test_another_models_state_and_labels_for_other_images_are_refused(
+    graph: TrainGraph, images: Images
+) -> None:
+    run = descent(graph, images)
+    with pytest.raises(ValueError, match=r"a state of \(3,\)"):
+        run.restore(run.vector[:3], run.velocity, 1)
+    with pytest.raises(ValueError, match="70 images with 69 labels"):
+        Descent(graph, run.weights, images.x, images.y[1:], Recipe(), seed=1, node=2)
