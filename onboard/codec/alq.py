@@ -34,7 +34,7 @@ Signs = npt.NDArray[np.int8]
 RAW_LEVELS = 7
 # Of what one round has moved: 2.6 bits a value, not 4. Where every convolution has a normalization, vectors
 # are much of an update: 0.045 of 0.2 bit a weight in ResNet-20, and half of MobileNetV3-Small's 0.11.
-# LeNet-5 on digits is right about 99.2 % with 7 lines and 99.3 % with 15 (6 rounds, eight seeds).
+# LeNet-5 on digits is right about 99.2 % with 7 lines and 99.3 % with 15 (6 rounds, nine seeds).
 MOVE_LEVELS = 3
 # Of running statistics in a whole model. ResNet-20 at 64 pixels, in mid-training right about 78.8 % of 500
 # images, is right about 66.8 % with its variances on 15 lines, 70.8 % with its means, 76 % with both on 31,

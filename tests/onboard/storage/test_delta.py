@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 
@@ -27,6 +28,14 @@ def applied(old: bytes, packed: bytes) -> bytes:
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_any_file_comes_back(old: bytes, new: bytes) -> None:
     assert applied(old, made(old, new)) == new
+
+
+@given(st.binary(max_size=60))
+def test_bytes_that_are_no_delta_make_no_more_than_they_say(stream: bytes) -> None:
+    out = io.BytesIO()
+    with contextlib.suppress(ValueError):
+        list(delta.applied(io.BytesIO(b"old"), io.BytesIO(stream), out))
+    assert len(out.getvalue()) <= int.from_bytes(stream[:8], "big")
 
 
 def test_weights_that_moved_little_take_little_and_several_chunks_come_back() -> None:

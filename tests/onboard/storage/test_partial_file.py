@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Generator
 from hashlib import blake2s
@@ -15,10 +14,11 @@ from hypothesis import strategies as st
 from benchmarks.harness.disk import Disk, PowerCut, watched
 from onboard.mission import files as protocol
 from onboard.mission.files import MAX_FILE_BYTES, FilePart, FileSender, FileStream
-from onboard.storage import delta, partial_file
+from onboard.storage import partial_file
 from onboard.storage.partial_file import PartialFile, TooLarge
 from onboard.wire.events import Delivered
 from onboard.wire.messages import digest
+from tests.onboard.storage.test_delta import made
 
 PART = 64
 
@@ -133,31 +133,6 @@ def test_what_is_too_large_is_refused_before_a_byte_is_taken(
     assert list(tmp_path.iterdir()) == []
 
 
-def delta_of(old: bytes, new: bytes) -> bytes:
-    out = io.BytesIO()
-    for _ in delta.made(io.BytesIO(old), io.BytesIO(new), len(new), out):
-        pass
-    return out.getvalue()
-
-
-@given(st.binary(max_size=300), st.binary(max_size=300))
-@settings(deadline=None)
-def test_a_delta_gives_the_new_file(old: bytes, new: bytes) -> None:
-    out = io.BytesIO()
-    for _ in delta.applied(io.BytesIO(old), io.BytesIO(delta_of(old, new)), out):
-        pass
-    assert out.getvalue() == new
-
-
-@given(st.binary(max_size=60))
-def test_no_bytes_crash_a_delta(stream: bytes) -> None:
-    try:
-        for _ in delta.applied(io.BytesIO(b"old"), io.BytesIO(stream), io.BytesIO()):
-            pass
-    except ValueError:
-        pass
-
-
 def test_a_file_may_come_as_its_delta_or_change_its_mind(tmp_path: Path) -> None:
     source = random.Random(0)
     old = source.randbytes(1000)
@@ -166,7 +141,7 @@ def test_a_file_may_come_as_its_delta_or_change_its_mind(tmp_path: Path) -> None
     base.write_bytes(old)
     partial = PartialFile(tmp_path, digest_of(new))
     take(partial, cut(new)[:3])  # then the sender finds that a delta is smaller
-    stream = delta_of(old, new)
+    stream = made(old, new)
     take(partial, cut(stream, digest_of(new), digest_of(old)))
     assert partial.wanted().base == digest_of(old)
     assert ended(partial.finish(tmp_path / "whole", base))
