@@ -65,12 +65,13 @@ def varied(x: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
     rotation, shear = draw.uniform(-1, 1, (2, count)) * [[ROTATION_RAD], [SHEAR]]
     tall, wide = 1 + draw.uniform(-1, 1, (2, count)) * SCALE
     down, right = draw.uniform(-SHIFT_PIXELS, SHIFT_PIXELS, (2, count))
-    # torch's maps take (x, y), in halves of the image's width and height.
-    across = [np.cos(rotation) * wide, np.sin(rotation) * wide * height / width, 2 * right / width]
-    along = [(shear - np.sin(rotation) * tall) * width / height, np.cos(rotation) * tall, 2 * down / height]
+    # torch's maps take (x, y), in halves of the way from the first pixel's centre to the last one's.
+    w, h = width - 1, height - 1
+    across = [np.cos(rotation) * wide, np.sin(rotation) * wide * h / w, 2 * right / w]
+    along = [(shear - np.sin(rotation) * tall) * w / h, np.cos(rotation) * tall, 2 * down / h]
     maps = torch.from_numpy(np.stack([np.stack(across, 1), np.stack(along, 1)], 1).astype(np.float32))
-    places = functional.affine_grid(maps, list(x.shape), align_corners=False)
-    return functional.grid_sample(x.float() / 255, places, align_corners=False)
+    places = functional.affine_grid(maps, list(x.shape), align_corners=True)
+    return functional.grid_sample(x.float() / 255, places, padding_mode="reflection", align_corners=True)
 
 
 def accuracy(model: TorchLeNet, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:

@@ -100,10 +100,5 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, outputs=None)
 
     @property
-    def outside(self) -> int:
-        """The label of pixels that come into a mask from beyond its edges."""
-        return 0 if self.ignore is None else self.ignore
-
-    @property
     def has_classes(self) -> bool:
         return self.kind in ("classify", "segment")

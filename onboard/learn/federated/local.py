@@ -200,10 +200,7 @@ class LocalTraining:
         phase, layout, knobs = self.plan.phases[self.epoch], self._layout, self.knobs
         done = self.epoch * self.batches + self.batch
         rate = knobs.rate(done, self.epochs * self.batches)
-        x, y = augmented(
-            self._x[chosen], self._y[chosen], self._draw, knobs.shift_pixels, knobs.distortion,
-            self._graph.objective.outside,
-        )  # fmt: skip
+        x, y = augmented(self._x[chosen], self._y[chosen], self._draw, knobs.shift_pixels, knobs.distortion)
         bases = self._sketched() if phase is TrainingPhase.PRUNE else self._bases
         loss, gradients, buffers = self._gradient(self._forward(phase, bases), x, y, rate)
         self._optimizer.step(self._latent, gradients, rate)

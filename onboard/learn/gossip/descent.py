@@ -87,9 +87,8 @@ class Descent:
         chosen = self._order[batch * recipe.batch_size :][: recipe.batch_size]
         draw = self._draw(epoch, batch)
         images, labels = augmented(
-            self._x[chosen], self._y[chosen], draw, recipe.shift_pixels, recipe.distortion,
-            self._graph.objective.outside,
-        )  # fmt: skip
+            self._x[chosen], self._y[chosen], draw, recipe.shift_pixels, recipe.distortion
+        )
         weights, rate = self.weights, recipe.rate(epoch)
         when = f"after {self.batches} batches, at a learning rate of {rate}"
         seed = int(draw.integers(2**63)) if self._graph.takes_seed else 0
