@@ -47,7 +47,8 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Name of a shipped network, or the folder of another one, seen from this file. `groundstation init`
     copies it to `models/NAME`. A board that lacks it gets it before it is asked."""
     data: Text = "digits"
-    """Test data, on which every round's model is judged."""
+    """Test data, on which every round's model is judged, and its running statistics, if it has any, are
+    measured."""
     data_folder: Text | None = None
     """Data folder of `mnist` and `eurosat`. Left out: SPACEDML_DATA."""
     classes: Classes | None = None

@@ -30,6 +30,7 @@ from onboard.data.inspection import Shard
 from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.scoring import evaluate
+from onboard.learn.statistics import parted
 from onboard.learn.training import Training
 from onboard.mission.health import State, decode_health
 from onboard.mission.objects import MODEL, asked_again, mean_validation
@@ -126,7 +127,8 @@ class Fleet:
         self.settings = settings
         self.results: list[RoundResult] = []
         self.packed = b""  # the model after the last finished round
-        self._train, self._infer, self._test = train, infer, test
+        self._train, self._infer = train, infer
+        self._test, self._measuring = parted(train, test)
         self._metric = train.objective.metric
         terms = MissionTerms(
             id=digest_of("mission", settings.seed)[:8], seed=settings.seed,
@@ -272,7 +274,7 @@ class Fleet:
         """Averages, quantizes, and evaluates exactly what the devices will be sent."""
         server, tally = self._server, self._tally
         sent = unpack(self.packed, server.layout) if self.packed else None
-        self.packed = averaged(server, this.number, self.packed, tally.payloads)
+        self.packed = averaged(server, this.number, self.packed, tally.payloads, self._measuring)
         *_, score = evaluate(self._infer, server.weights(self.packed), self._test.x, self._test.y)
         total = sum((device.spent(self._now) for device in self._awake.values()), self._booked)
         if self._downlink is not None:

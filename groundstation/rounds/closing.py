@@ -39,13 +39,15 @@ LOST = ("failed", "refused", "lost")  # states of an answer that is waited for o
 
 @dataclass(frozen=True)
 class Closing:
-    """Averages the stored answers of a round, and evaluates the result."""
+    """Averages the stored answers of a round, and evaluates the result. `measuring`: images to measure its
+    running statistics on, if it has any."""
 
     server: Server
     store: Store
     names: Mapping[int, str]
     infer: InferGraph
     test: Images
+    measuring: Images | None
 
     @property
     def metric(self) -> Metric:
@@ -77,6 +79,8 @@ class Closing:
                 fields = outlier.log_fields()
                 say(log, "outlier", level=logging.WARNING, node=name, round=number, **fields)
         try:
+            for _ in average.measure(self.measuring) if self.measuring else ():
+                yield True
             with np.errstate(over="ignore", invalid="ignore"):  # the result is checked
                 packed = average.packed()
                 for name, weights in self.server.weights(packed).items():

@@ -23,6 +23,7 @@ from onboard.console.log import say
 from onboard.data.images import Images
 from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.learn.statistics import parted
 from onboard.mission.health import Failure, State, decode_health, failure_name
 from onboard.mission.objects import asked_again
 from onboard.mission.server import BadUpdate, MissionTerms, Server
@@ -56,7 +57,7 @@ class Rounds:
         self.store = store
         self.stations = stations
         names = {node.id: node.name for node in mission.nodes}
-        self._closing = Closing(self._server, store, names, infer, test)
+        self._closing = Closing(self._server, store, names, infer, *parted(train, test))
         self._supply = NetworkSupply(train.network, store, mission.folder, stations, wall)
         self._unsupplied = set[int]()  # nodes that are asked when they have the network
         self._supply_due_s = -math.inf

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +25,12 @@ from onboard.codec.model import Budget, Model
 from onboard.codec.pack import CODECS, pack, unpack
 from onboard.codec.quantized import HALF_MAX, MAX_BASES
 from onboard.data import labels
+from onboard.data.images import Images
 from onboard.learn.federated.clipping import FEW, Bounds, Claim, Outlier, Part, Share, norm, odd_one, shares
 from onboard.learn.federated.local import apply_delta
 from onboard.learn.federated.rounds import RULES, AggregationRule, staleness_weight
 from onboard.learn.graph import TrainGraph
+from onboard.learn.statistics import measured
 from onboard.learn.training import BoardTraining, Training
 from onboard.mission.objects import UPDATE, Task, Update, decode_update, encode_object, names_that_fit
 from onboard.wire.messages import BadMessage
@@ -146,12 +149,27 @@ class Server:
         """What an update counts for in round `number` beside one of that round."""
         return staleness_weight(number - update.round, self.staleness)
 
-    def quantize_average(self, average: AggregationRule, packed: bytes) -> bytes:
-        """The outcome of a round that sent `packed`, packed for the way down by the method's codec. An
-        average of moves is added to what they moved. Raises BadPack."""
-        training, total = self._terms.training, average.mean()
-        if packed and not training.rule.sends_whole:
+    def outcome(self, average: AggregationRule, packed: bytes) -> dict[str, Floats]:
+        """What a round that sent `packed` comes to, as a difference from the first weights: an average of
+        moves is added to what they moved. Raises BadPack."""
+        total = average.mean()
+        if packed and not self._terms.training.rule.sends_whole:
             total = apply_delta(unpack(packed, self.layout).reconstruct(), total)
+        return total
+
+    def measure(self, average: AggregationRule, packed: bytes, images: Images) -> Iterator[dict[str, Floats]]:
+        """The running statistics of a round's outcome, by name, more exact each time. Raises BadPack,
+        GraphError."""
+        weights = apply_delta(self.origin, self.outcome(average, packed))
+        return measured(self._graph, weights, images)
+
+    def quantize_average(
+        self, average: AggregationRule, packed: bytes, statistics: Weights = MappingProxyType({})
+    ) -> bytes:
+        """The outcome of a round that sent `packed`, packed for the way down by the method's codec; measured
+        `statistics` take the place of the boards'. Raises BadPack."""
+        training, total = self._terms.training, self.outcome(average, packed)
+        total |= {name: values - self.origin[name] for name, values in statistics.items()}
         budget = Budget(training.bits_down, MAX_BASES, training.rule.compress, whole=True)
         return pack(CODECS[training.rule.format].quantize(self.layout, total, budget))
 
@@ -194,6 +212,7 @@ class RoundAverage:
         self._earlier: list[float] = []
         self._shares: dict[int, Share] = {}
         self._average = server.rule(server.layout)
+        self._statistics: Weights = {}
 
     @cached_property
     def _base(self) -> dict[str, Floats] | None:
@@ -248,14 +267,23 @@ class RoundAverage:
         weight = share.samples * self._server.age_weight(update, self._number)
         return Part(weight, share.factor * claim.norm, share.factor * product)
 
+    def measure(self, images: Images) -> Iterator[None]:
+        """Measures the running statistics of the round's model, after `passes`: the boards' mean ones are
+        not its own (`learn.statistics`). Raises ValueError without an answer."""
+        for found in self._server.measure(self._average, self._sent, images):
+            self._statistics = found
+            yield
+
     def packed(self) -> bytes:
         """Packs the round's model for the way down. Raises ValueError without an answer."""
-        return self._server.quantize_average(self._average, self._sent)
+        return self._server.quantize_average(self._average, self._sent, self._statistics)
 
 
-def averaged(server: Server, number: int, packed: bytes, payloads: Mapping[int, bytes]) -> bytes:
+def averaged(
+    server: Server, number: int, packed: bytes, payloads: Mapping[int, bytes], images: Images | None = None
+) -> bytes:
     """The average, packed, of these nodes' updates in round `number`, which sent `packed`; all are at hand.
-    Raises BadUpdate, and ValueError without one."""
+    `images`: to measure running statistics on. Raises BadUpdate, and ValueError without an update."""
     average = RoundAverage(server, number, packed)
 
     def opened(node: int) -> tuple[Update, Model]:
@@ -264,5 +292,7 @@ def averaged(server: Server, number: int, packed: bytes, payloads: Mapping[int, 
     for node in sorted(payloads):
         average.look(*opened(node))
     for _ in average.passes(sorted(payloads), opened):
+        pass
+    for _ in average.measure(images) if images else ():
         pass
     return average.packed()

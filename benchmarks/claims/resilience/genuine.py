@@ -114,9 +114,9 @@ def watched_server(genuine: Genuine, samples: int) -> type[Server]:
                 genuine.false.append(f"update of {update.samples} samples")
             super().accumulate(average, update, model, *args, **kw)
 
-        def quantize_average(self, average: AggregationRule, packed: bytes) -> bytes:
+        def quantize_average(self, average: AggregationRule, packed: bytes, *args: Any) -> bytes:
             genuine.used("weights", packed)
-            condensed = super().quantize_average(average, packed)
+            condensed = super().quantize_average(average, packed, *args)
             genuine.made("weights", condensed)
             self._opened.clear()
             return condensed

@@ -15,11 +15,15 @@ from groundstation.config import load_mission
 from groundstation.rounds.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store.store import Store
+from onboard.codec.alq import AlqCodec
+from onboard.codec.model import Budget
 from onboard.codec.pack import pack, unpack
+from onboard.codec.quantized import MAX_BASES
 from onboard.data import loading
 from onboard.learn.federated.local import apply_delta
 from onboard.learn.federated.rounds import PartialAverage, choose
 from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.learn.statistics import measured, parted
 from onboard.mission.objects import UPDATE, Update, decode_task, encode_object
 from onboard.storage.keys import load_keys
 from onboard.wire.config import Identity, Medium, Security, SessionState
@@ -27,17 +31,17 @@ from onboard.wire.events import Arrived, Progress, QuotaUsage, Rekeyed
 from onboard.wire.session import Session
 from tests.onboard.codec.examples import quantize_average
 
-TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
-TEST = loading.load("digits", part="test").take(np.arange(50))
+TRAIN = TrainGraph.load("lenet5")
 NODES, SEED = (1, 2, 3), 4
 
 
 class Ground:
     """A mission of two rounds that asks two of three boards and takes one answer, without its ports."""
 
-    def __init__(self, folder: Path, staleness: str) -> None:
+    def __init__(self, folder: Path, staleness: str = "", model: str = "lenet5") -> None:
         nodes = [word for n in NODES for word in ("--node", f"board-{n},port={folder}/missing-{n}")]
         options = ["--select", "2", "--quorum", "1", "--rounds", "2", "--seed", str(SEED), *nodes]
+        options += ["--model", model, "--data", "digits"]
         done = CliRunner().invoke(main, ["init", str(folder / "mission"), *options])
         assert done.exit_code == 0, done.output
         toml = folder / "mission" / "mission.toml"
@@ -45,6 +49,7 @@ class Ground:
         toml.write_text(text.replace("[mission]", f"[mission]\n{staleness}"))
         self.mission = load_mission(folder / "mission")
         self.now = 0.0
+        self.train, self.infer = TrainGraph.load(model), InferGraph.load(model)
         self.start()
         self.boards = {
             node.id: Session(
@@ -59,11 +64,13 @@ class Ground:
     def start(self) -> None:
         """The daemon's life, or its next one on the same disk."""
         self.store = Store(self.mission.database)
-        self.store.begin(b"mission.", "test", 0, TRAIN.digest)
+        self.store.begin(b"mission.", "test", 0, self.train.digest)
         self.stations = {
             node.id: Station(node, self.store, self.mission.folder, self.now) for node in self.mission.nodes
         }
-        self.rounds = Rounds(self.mission, self.store, self.stations, TRAIN, INFER, TEST, lambda: self.now)
+        test = loading.load("digits", self.train.input_shape, part="test", rows=50)
+        wall, graphs = lambda: self.now, (self.train, self.infer)
+        self.rounds = Rounds(self.mission, self.store, self.stations, *graphs, test, wall)
         self.step()
 
     def step(self) -> None:
@@ -187,3 +194,23 @@ def test_what_was_spent_of_an_allowance_is_in_the_store(tmp_path: Path) -> None:
     spent = QuotaUsage(700, ((1.5, 700),))
     ground.rounds.handle(ground.stations[2], spent, ground.now)
     assert [ground.store.enter_node(node, "").spent for node in NODES] == [QuotaUsage(), spent, QuotaUsage()]
+
+
+def test_a_model_goes_down_with_running_statistics_measured_on_the_grounds_images(tmp_path: Path) -> None:
+    ground = Ground(tmp_path, model="resnet20")
+    node, layout = min(ground.states(1)), ground.train.layout
+    (model,) = ground.exchange(node)
+    ground.boards[node].accept(model.digest, ground.now)
+    draw = np.random.default_rng(0)
+    moved = {t.name: draw.normal(0, 0.02, t.shape).astype(np.float32) for t in layout.tensors}
+    ground.answer(node, 1, pack(AlqCodec().quantize(layout, moved, Budget(0.05, MAX_BASES))))
+    packed = ground.store.model(1)
+    assert packed is not None
+    weights = apply_delta(ground.train.initial(SEED), unpack(packed, layout).reconstruct())
+    _, measuring = parted(
+        ground.train, loading.load("digits", ground.train.input_shape, part="test", rows=50)
+    )
+    assert measuring is not None
+    *_, expected = measured(ground.train, weights, measuring)
+    for name, values in expected.items():
+        assert weights[name] == pytest.approx(values, abs=0.05 * float(np.abs(values).max()))
