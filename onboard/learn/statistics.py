@@ -18,18 +18,21 @@ from onboard.data.images import Images, hold_out
 from onboard.learn.graph import TrainGraph, prepare
 
 BATCH = 10  # as in training: batches of another size vary by another part of what all images do
-MOST_IMAGES = 200
 SHARE = 0.2  # of the images that a model is judged by
+# ResNet-20 at 64 pixels after six rounds of FedAvg: right about 58 % of 300 images by the boards' statistics,
+# 21 and 43 % with those of two images, 53 and 63 % of ten, 62 and 69 % of 20, 71 and 72 % of 40,
+# 70 % of 80 and 71 % of 200.
+LEAST_IMAGES, MOST_IMAGES = 40, 200
 
 
 def parted(graph: TrainGraph, images: Images) -> tuple[Images, Images | None]:
     """Splits images that judge a model into those that still do, and those that its statistics are measured
-    on: a fifth, MOST_IMAGES at most, the same every time. None for a network without running statistics, and
-    of a single image."""
-    if not graph.buffers or len(images) < 2:
+    on: about a fifth, but LEAST_IMAGES to MOST_IMAGES, the same every time. None for a network without
+    running statistics, and of images of which more than half would measure."""
+    wanted = min(max(SHARE * len(images), LEAST_IMAGES), MOST_IMAGES)
+    if not graph.buffers or wanted > len(images) / 2:
         return images, None
-    judging, measuring = hold_out(images, min(SHARE, MOST_IMAGES / len(images)))
-    return judging, measuring
+    return hold_out(images, wanted / len(images))
 
 
 def measured(graph: TrainGraph, weights: Weights, images: Images) -> Iterator[dict[str, Floats]]:

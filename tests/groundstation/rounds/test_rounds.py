@@ -68,7 +68,7 @@ class Ground:
         self.stations = {
             node.id: Station(node, self.store, self.mission.folder, self.now) for node in self.mission.nodes
         }
-        test = loading.load("digits", self.train.input_shape, part="test", rows=50)
+        test = loading.load("digits", self.train.input_shape, part="test", rows=100)
         wall, graphs = lambda: self.now, (self.train, self.infer)
         self.rounds = Rounds(self.mission, self.store, self.stations, *graphs, test, wall)
         self.step()
@@ -208,7 +208,7 @@ def test_a_model_goes_down_with_running_statistics_measured_on_the_grounds_image
     assert packed is not None
     weights = apply_delta(ground.train.initial(SEED), unpack(packed, layout).reconstruct())
     _, measuring = parted(
-        ground.train, loading.load("digits", ground.train.input_shape, part="test", rows=50)
+        ground.train, loading.load("digits", ground.train.input_shape, part="test", rows=100)
     )
     assert measuring is not None
     *_, expected = measured(ground.train, weights, measuring)

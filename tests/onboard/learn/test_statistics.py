@@ -14,7 +14,7 @@ from onboard.data import loading
 from onboard.data.images import Images
 from onboard.learn.graph import InferGraph, TrainGraph, prepare
 from onboard.learn.scoring import evaluate
-from onboard.learn.statistics import MOST_IMAGES, measured, parted
+from onboard.learn.statistics import LEAST_IMAGES, MOST_IMAGES, measured, parted
 from onboard.learn.training import Training
 from onboard.mission.objects import Update, encode_object
 from onboard.mission.server import MissionTerms, Server, averaged
@@ -62,20 +62,25 @@ def test_what_is_not_finite_stays_as_it_was() -> None:
     assert all(np.isfinite(value).all() for value in found.values())
 
 
-@given(count=st.integers(2, 3000))
+@given(count=st.integers(2 * LEAST_IMAGES, 3000))
 def test_images_that_judge_measure_nothing(count: int) -> None:
     images = Images(np.zeros((count, 3, 1, 1), np.uint8), np.arange(count, dtype=np.float32)[:, None], ())
     judging, measuring = parted(TRAIN, images)
     assert measuring is not None
     assert sorted([*judging.y[:, 0], *measuring.y[:, 0]]) == list(range(count))
-    assert 1 <= len(measuring) <= MOST_IMAGES * 1.4
-    assert len(judging) >= count / 2
+    assert LEAST_IMAGES / 2 <= len(measuring) <= MOST_IMAGES * 1.4
+    assert len(judging) >= count / 3
     assert np.array_equal(parted(TRAIN, images)[0].y, judging.y)
 
 
 def test_a_network_without_statistics_is_judged_by_all_images() -> None:
     assert parted(TrainGraph.load("lenet5"), IMAGES) == (IMAGES, None)
-    assert parted(TRAIN, IMAGES.take(np.arange(1)))[1] is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 2 * LEAST_IMAGES - 1])
+def test_few_images_judge_and_the_boards_statistics_stay(count: int) -> None:
+    few = IMAGES.take(np.arange(count))
+    assert parted(TRAIN, few) == (few, None)
 
 
 @pytest.mark.parametrize("method", ["fedavg", "spacedml-fast", "spacedml"])
