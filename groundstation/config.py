@@ -86,8 +86,10 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     nothing, and the only one that shares nothing with it counts half."""
     rule: Annotated[str, Meta(extra={"rows": RULES})] = "mean"
     """What the updates of a round come to: their mean, weighted by samples, or their median at each weight,
-    where all boards count alike. The median is for `fedavg`: with few bits most updates leave most weights
-    out, and then so does their median. It takes the memory of all updates of a round."""
+    where all boards count alike, or the mean of each group of weights over those that moved it. The median is
+    for `fedavg`: with few bits most updates leave most weights out, and then so does their median. It takes
+    the memory of all updates of a round. `mean-of-movers` is for `spacedml-fast`: it learns faster, and one
+    board can do more harm."""
     contacts: Text | None = None
     """Contact plan of all nodes, a .toml file. Left out: all links are always up."""
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
@@ -162,6 +164,8 @@ class MissionFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 raise ValueError(
                     f"node[{index}].bytes_per_contact: needs mission.contacts, which says when one begins"
                 )
+        if self.mission.rule == "mean-of-movers" and self.train.rule.sends_whole:
+            raise ValueError(f"mission.rule: {self.train.method} sends whole models: nobody moved anything")
         count = len(self.node)
         if self.select > count:
             raise ValueError(

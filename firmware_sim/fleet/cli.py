@@ -59,6 +59,7 @@ rate and augmentation open: Adam and these values. A batch is 10 images."""
 @click.option("--staleness", type=click.FloatRange(min=0), metavar="A", show_default="discard",
               help="Merge an update that comes in a later round, with weight (1 + rounds "
                    "late)^-A.")  # fmt: skip
+@click.option("--rule", default="mean", help="What a round's updates come to, as `rule` in mission.toml.")
 @data_options("mnist", "device", 600,
               "the first weights, choice and shares of devices, order of images, and the air")  # fmt: skip
 @click.option("--split", type=click.Choice(["iid", "dirichlet"]), default="iid",

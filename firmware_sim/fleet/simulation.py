@@ -27,7 +27,7 @@ from onboard.codec.pack import unpack
 from onboard.config import NODE_IDS, LinkEnd, NodeConfig
 from onboard.data.images import Images, hold_out
 from onboard.data.inspection import Shard
-from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose, finished
+from onboard.learn.federated.rounds import RULES, Round, RoundState, UpdateFate, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.scoring import evaluate
 from onboard.learn.statistics import parted
@@ -53,7 +53,7 @@ class FleetSettings:
 
     Devices take `boards` and `links` in turn. `dropout`: probability that a chosen device is out of contact
     for the round; `staleness`: as in `onboard.mission.server.Server`; `shared_downlink`: as in `Downlink`;
-    `validation`: as in NODE.toml."""
+    `validation`: as in NODE.toml; `rule`: a row of `RULES`."""
 
     model: str = "lenet5"
     training: Training
@@ -70,6 +70,7 @@ class FleetSettings:
     links: tuple[Link, ...]
     shared_downlink: bool = False
     validation: float = 0.0
+    rule: str = "mean"
 
     def __post_init__(self) -> None:
         if not 1 <= self.devices <= len(NODE_IDS):
@@ -80,6 +81,10 @@ class FleetSettings:
             )
         if self.shared_downlink and len(self.links) > 1:
             raise RunError(f"{len(self.links)} link profiles: a shared downlink is one link")
+        if self.rule not in RULES:
+            raise RunError(f"rule {self.rule}: must be one of {', '.join(RULES)}")
+        if self.rule == "mean-of-movers" and self.training.rule.sends_whole:
+            raise RunError(f"rule: {self.training.method} sends whole models: nobody moved anything")
         if not 0 <= self.dropout < 1:
             raise RunError(f"dropout {self.dropout}: must be at least 0 and below 1")
         for board in self.boards:
@@ -99,8 +104,9 @@ class FleetConfig(RunConfig):
         settings["training"] = msgspec.to_builtins(self.settings.training)
         for key in ("boards", "links"):
             settings[key] = [profile["name"] for profile in settings[key]]
-        if not self.settings.validation:
-            del settings["validation"]  # a run from before there was any goes on
+        for key, before in (("validation", 0.0), ("rule", "mean")):  # a run from before there was any goes on
+            if settings[key] == before:
+                del settings[key]
         split = {"split": "iid"} if self.alpha is None else {"split": "dirichlet", "alpha": self.alpha}
         return {"data": self.data, "images": self.images} | split | settings
 
@@ -134,7 +140,7 @@ class Fleet:
             id=digest_of("mission", settings.seed)[:8], seed=settings.seed,
             deadline_s=settings.deadline_s, training=settings.training,
         )  # fmt: skip
-        self._server = Server(terms, train, staleness=settings.staleness)
+        self._server = Server(terms, train, staleness=settings.staleness, rule=settings.rule)
         group_key = digest_of("group", settings.seed) if settings.shared_downlink else None
         self._places = {}
         for node, share in enumerate(shares, start=1):

@@ -28,7 +28,7 @@ from onboard.data import labels
 from onboard.data.images import Images
 from onboard.learn.federated.clipping import FEW, Bounds, Claim, Outlier, Part, Share, norm, odd_one, shares
 from onboard.learn.federated.local import apply_delta
-from onboard.learn.federated.rounds import RULES, AggregationRule, staleness_weight
+from onboard.learn.federated.rounds import RULES, AggregationRule, PartialAverage, staleness_weight
 from onboard.learn.graph import TrainGraph
 from onboard.learn.statistics import measured
 from onboard.learn.training import BoardTraining, Training
@@ -211,7 +211,7 @@ class RoundAverage:
         self._claims: dict[int, Claim] = {}
         self._earlier: list[float] = []
         self._shares: dict[int, Share] = {}
-        self._average = server.rule(server.layout)
+        self._begin()
         self._statistics: Weights = {}
 
     @cached_property
@@ -243,7 +243,7 @@ class RoundAverage:
         yield from self._added(nodes, opened)
         if not self._server.bounds.leave_out:
             return
-        mean, parts = _moved(self._average.mean(), self._base), dict[int, Part]()
+        mean, parts = _moved(self._mean.mean(), self._base), dict[int, Part]()
         for node in nodes:
             parts[node] = self._part(*opened(node), mean)
             yield None
@@ -251,13 +251,22 @@ class RoundAverage:
             yield odd
             share = self._shares[odd.node]
             self._shares[odd.node] = Share(share.factor, math.ceil(share.samples * odd.keeps))
-            self._average = self._server.rule(self._server.layout)
+            self._begin()
             yield from self._added(nodes, opened)
 
+    def _begin(self) -> None:
+        """Whatever the rule, answers are compared with their mean."""
+        rule, layout = self._server.rule, self._server.layout
+        self._mean = PartialAverage(layout)
+        self._average: AggregationRule = self._mean if rule is PartialAverage else rule(layout)
+
     def _added(self, nodes: Iterable[int], opened: Callable[[int], tuple[Update, Model]]) -> Iterator[None]:
+        averages = {id(each): each for each in (self._mean, self._average)}.values()
         for node in nodes:
             if (share := self._shares[node]).samples:
-                self._server.accumulate(self._average, *opened(node), self._number, self._base, share)
+                update, model = opened(node)
+                for average in averages:
+                    self._server.accumulate(average, update, model, self._number, self._base, share)
             yield None
 
     def _part(self, update: Update, model: Model, mean: Moves) -> Part:

@@ -62,6 +62,11 @@ BAD = [
     ('name = "m"', 'name = ""', "mission.name = '': expected str of length >= 1"),
     ("select = 2", "select = 3", "mission.select = 3: must be at most the number of nodes (2), got 3"),
     ("quorum = 1", "quorum = 3", "mission.quorum = 3: must be at most select (2), got 3"),
+    (
+        "[train]",
+        'rule = "mean-of-movers"\n[train]\nmethod = "spacedml"',
+        "mission.rule = 'mean-of-movers': spacedml sends whole models: nobody moved anything",
+    ),
     ("quorum = 1", "quorum = 0", "mission.quorum = 0: expected int >= 1"),
     ("quorum = 1", "rounds = 65535", "mission.rounds = 65535: expected int <= 65534"),
     ("quorum = 1", "rounds = 2.5", "mission.rounds = 2.5: expected int, got float"),

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.codec.layout import Floats
+from onboard.codec.layout import Floats, in_groups
 from onboard.learn.federated.rounds import (
+    MeanOfMovers,
     PartialAverage,
     Round,
     RoundState,
@@ -244,3 +245,35 @@ def test_a_round_closes_once_and_takes_nothing_after(moves: list[tuple[str, int,
         assert r.answered <= r.asked
         assert r.verdict is not RoundState.EMPTY or not r.answered
         assert now < r.deadline_s or r.judge(now) is not RoundState.OPEN
+
+
+def test_a_mean_of_movers_asks_those_who_moved_a_group() -> None:
+    """Of three boards one leaves the first group of each matrix, and all leave the last."""
+    movers, plain = MeanOfMovers(SMALL), PartialAverage(SMALL)
+    updates = [(weights(SMALL, seed), samples) for seed, samples in ((1, 100), (2, 300), (3, 200))]
+    for index, (update, samples) in enumerate(updates):
+        for name, groups in in_groups(SMALL, update).items():
+            groups[-1] = 0
+            if not index:
+                groups[0] = 0
+            assert np.shares_memory(groups, update[name])
+        movers.add(update, samples, 0.5)
+        plain.add(update, samples, 0.5)
+    found, mean = movers.mean(), plain.mean()
+    for t in SMALL.tensors:
+        if t not in SMALL.grouped:
+            assert np.array_equal(found[t.name], mean[t.name])
+    for name, groups in in_groups(SMALL, found).items():
+        expected = in_groups(SMALL, mean)[name].copy()
+        expected[0] *= 600 / 500
+        assert groups == pytest.approx(expected, rel=1e-6)
+        assert not groups[-1].any()
+    assert found.keys() == mean.keys()
+
+
+def test_where_all_move_all_a_mean_of_movers_is_the_mean() -> None:
+    movers, plain = MeanOfMovers(SMALL), PartialAverage(SMALL)
+    for seed in (1, 2):
+        movers.add(weights(SMALL, seed), 10 * seed)
+        plain.add(weights(SMALL, seed), 10 * seed)
+    assert all(np.array_equal(movers.mean()[name], value) for name, value in plain.mean().items())
