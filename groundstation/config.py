@@ -88,8 +88,8 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """What the updates of a round come to: their mean, weighted by samples, or their median at each weight,
     where all boards count alike, or the mean of each group of weights over those that moved it. The median is
     for `fedavg`: with few bits most updates leave most weights out, and then so does their median. It takes
-    the memory of all updates of a round. `mean-of-movers` is for `spacedml-fast`: it learns faster, and one
-    board can do more harm."""
+    the memory of all updates of a round. `mean-of-movers` is for `spacedml-fast` in many rounds of small
+    moves; where moves are long it goes too far."""
     contacts: Text | None = None
     """Contact plan of all nodes, a .toml file. Left out: all links are always up."""
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
