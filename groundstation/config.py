@@ -28,7 +28,7 @@ from onboard.config import (
 )
 from onboard.console.toml import ConfigError, read
 from onboard.learn.federated.clipping import Bounds
-from onboard.learn.federated.rounds import RULES
+from onboard.learn.federated.rounds import RULES, check_rule
 from onboard.learn.networks import resolved
 from onboard.learn.objectives import Metric
 from onboard.learn.training import Training as TrainSection
@@ -97,8 +97,6 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     def __post_init__(self) -> None:
         check_classes(self.classes)
-        if self.rule not in RULES:
-            raise ValueError(f"rule: must be one of {', '.join(RULES)}")
         if self.target is not None and self.target_accuracy is not None:
             raise ValueError("target_accuracy: not together with target, which says the same")
 
@@ -164,8 +162,10 @@ class MissionFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 raise ValueError(
                     f"node[{index}].bytes_per_contact: needs mission.contacts, which says when one begins"
                 )
-        if self.mission.rule == "mean-of-movers" and self.train.rule.sends_whole:
-            raise ValueError(f"mission.rule: {self.train.method} sends whole models: nobody moved anything")
+        try:
+            check_rule(self.mission.rule, self.train.method, sends_whole=self.train.rule.sends_whole)
+        except ValueError as error:
+            raise ValueError(f"mission.{error}") from None
         count = len(self.node)
         if self.select > count:
             raise ValueError(

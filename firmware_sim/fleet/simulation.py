@@ -27,7 +27,7 @@ from onboard.codec.pack import unpack
 from onboard.config import NODE_IDS, LinkEnd, NodeConfig
 from onboard.data.images import Images, hold_out
 from onboard.data.inspection import Shard
-from onboard.learn.federated.rounds import RULES, Round, RoundState, UpdateFate, choose, finished
+from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, check_rule, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.scoring import evaluate
 from onboard.learn.statistics import parted
@@ -81,10 +81,10 @@ class FleetSettings:
             )
         if self.shared_downlink and len(self.links) > 1:
             raise RunError(f"{len(self.links)} link profiles: a shared downlink is one link")
-        if self.rule not in RULES:
-            raise RunError(f"rule {self.rule}: must be one of {', '.join(RULES)}")
-        if self.rule == "mean-of-movers" and self.training.rule.sends_whole:
-            raise RunError(f"rule: {self.training.method} sends whole models: nobody moved anything")
+        try:
+            check_rule(self.rule, self.training.method, sends_whole=self.training.rule.sends_whole)
+        except ValueError as error:
+            raise RunError(f"{error}, not {self.rule}") from None
         if not 0 <= self.dropout < 1:
             raise RunError(f"dropout {self.dropout}: must be at least 0 and below 1")
         for board in self.boards:

@@ -38,7 +38,8 @@ RAW_LEVELS = 7
 MOVE_LEVELS = 3
 # Of running statistics in a whole model. ResNet-20 at 64 pixels, in mid-training right about 78.8 % of 500
 # images, is right about 66.8 % with its variances on 15 lines, 70.8 % with its means, 76 % with both on 31,
-# and as before on 63 and more. Its other vectors are none the worse on 15.
+# and as before on 63 and more. Its other vectors are none the worse on 15. Late in a training 127 lines cost
+# one to two points as well: docs/results/quality.md.
 STATISTIC_LEVELS = 63
 GAINED_AT_ONCE = 1 << 16  # weights; with 8 bases 3 MB
 SEARCHED_AT_ONCE = 1024  # groups; with 8 bases 2 MB for each array of their 256 values

@@ -261,7 +261,7 @@ class RoundAverage:
         self._average: AggregationRule = self._mean if rule is PartialAverage else rule(layout)
 
     def _added(self, nodes: Iterable[int], opened: Callable[[int], tuple[Update, Model]]) -> Iterator[None]:
-        averages = {id(each): each for each in (self._mean, self._average)}.values()
+        averages = [self._mean] if self._average is self._mean else [self._mean, self._average]
         for node in nodes:
             if (share := self._shares[node]).samples:
                 update, model = opened(node)

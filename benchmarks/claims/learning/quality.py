@@ -5,9 +5,10 @@ asks five of them in each of 15 rounds for five epochs, or in 60 where something
 float32; spacedml-fast at three budgets, with the same epochs, rate and augmentation; and spacedml, whose
 rounds have seven epochs, in the fewer. On a ring of all boards, which train 30 epochs and exchange after
 every batch, RD-PSGD at p = 0.1 has values in float32 and by ALQ. Judged are the merged or mean models of the
-last five rounds or epochs, on 1,000 test images of the whole set, or on the subset's 500 with masks; what
-they reach differs by half a point from one round to the next. Bits are those of an update's every byte, over
-its weights, the mean over rounds and boards; an exchange's are of all that crosses a link one way.
+last five rounds or epochs, on 1,000 test images of the whole set, or on the subset's 500 with masks; of these
+a fifth measure a fleet's running statistics, where a network has any, and the others judge. Bits are those of
+an update's every byte, over its weights, the mean over rounds and boards; an exchange's are of all that
+crosses a link one way.
 
 ResNet-20 at 64 pixels with 0.2 bit is at most one point below FedAvg, the U-Net with 0.3 bit at most one
 point of mean IoU. Results are kept in --out, a folder a run: what is there is not run again, and a run that

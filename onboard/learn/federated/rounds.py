@@ -240,3 +240,12 @@ RULES: dict[str, Callable[[Layout], AggregationRule]] = {
     "mean-of-movers": MeanOfMovers,
 }
 """Every rule by the name that a mission gives it. docs/extending.md says how to add one."""
+
+
+def check_rule(rule: str, method: str, *, sends_whole: bool) -> None:
+    """Raises ValueError for a rule that is not in the table, and for one that cannot merge what boards send
+    by this `method`."""
+    if rule not in RULES:
+        raise ValueError(f"rule: must be one of {', '.join(RULES)}")
+    if sends_whole and RULES[rule] is MeanOfMovers:
+        raise ValueError(f"rule: {method} sends whole models: nobody moved anything")

@@ -223,7 +223,7 @@ def test_a_hostile_update_is_refused_and_the_round_goes_on(
         ({"quorum": 0}, "quorum 0"),
         ({"links": (load_link("uhf-9k6"),) * 2, "shared_downlink": True}, "a shared downlink is one link"),
         ({"dropout": 1.0}, "dropout 1.0: must be at least 0 and below 1"),
-        ({"rule": "mode"}, "rule mode: must be one of mean, median, mean-of-movers"),
+        ({"rule": "mode"}, "rule: must be one of mean, median, mean-of-movers, not mode"),
         ({"rule": "mean-of-movers", "training": Training(method="spacedml")}, "rule: spacedml sends whole"),
         ({"boards": (replace(SLOW, train_flops=0.0),)}, "raspberry-pi-4: .* cannot train"),
     ],

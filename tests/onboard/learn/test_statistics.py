@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats
-from onboard.codec.pack import pack, unpack
+from onboard.codec.pack import pack
 from onboard.data import loading
 from onboard.data.images import Images
 from onboard.learn.graph import InferGraph, TrainGraph, prepare
@@ -121,7 +121,6 @@ def test_an_update_of_a_model_that_overflows_is_no_worse_for_being_measured() ->
         server, 1, b"", {1: _update(1, pack(Dense(TRAIN.layout, huge)))}, IMAGES.take(np.arange(10))
     )
     assert all(np.isfinite(value).all() for value in server.weights(packed).values())
-    assert unpack(packed, TRAIN.layout)
 
 
 def _update(node: int, packed: bytes) -> bytes:
