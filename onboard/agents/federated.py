@@ -15,10 +15,14 @@ from onboard.agents.federated_state import (
     CHECKPOINT,
     DEPLOYED,
     MODEL,
+    RESIDUALS,
     UPDATE,
     FederatedState,
+    KeptResidual,
     fetch_checkpoint,
+    fetch_residual,
     kept_object,
+    residual_name,
     seal,
     training_name,
 )
@@ -61,6 +65,7 @@ class Work:
     checkpoint_due_s: float
     waits: bool = True  # for the trainer: to be ready, then for a step
     update: bytes = b""  # what is to be offered, once the training is over
+    residual_is_kept: bool = False  # or had no room
     flops_a_step: float = 0.0
     epoch: int = 0  # epochs done
     last: Stepped | None = None
@@ -260,7 +265,14 @@ class FederatedAgent:
             checkpoint_due_s=now + self.config.checkpoint_s,
         )  # fmt: skip
         checkpoint = fetch_checkpoint(self.journal, name)
-        self.trainer.begin(Job(model=model, node=self.config.id, checkpoint=checkpoint, network=network))
+        residual = None
+        if task.training is not None and task.training.error_feedback:
+            whose = residual_name(task.mission, task.graph, self.config.id)
+            residual = fetch_residual(self.journal, self.known.residual, whose, task.round)
+        job = Job(
+            model=model, node=self.config.id, checkpoint=checkpoint, residual=residual, network=network
+        )  # fmt: skip
+        self.trainer.begin(job)
 
     @property
     def ready(self) -> bool:
@@ -336,6 +348,7 @@ class FederatedAgent:
             self._fail(Failure.OTHER, str(error), now)
             return
         self.journal.keep(UPDATE, work.update)
+        self._keep_residual(work, done.residual)
         seconds = self.known.train_s + now - work.started_s
         self.known.update = messages.digest(objects.UPDATE, work.update)
         self._settle(State.OFFERING)
@@ -352,6 +365,24 @@ class FederatedAgent:
             log, "trained", round=work.task.round, loss=done.loss, seconds=seconds, bytes=len(work.update),
             **told,
         )  # fmt: skip
+
+    def _keep_residual(self, work: Work, residual: memoryview | None) -> None:
+        """Keeps what the update had no bits for, beside the residual of before, which counts until the phase
+        is durable. A full disk costs the residual, not the update."""
+        if work.residual_is_kept:
+            return
+        work.residual_is_kept, task, before = True, work.task, self.known.residual
+        self.known.residual = None
+        if residual is None:
+            return
+        name = next(name for name in RESIDUALS if before is None or name != before.name)
+        try:
+            whose = residual_name(task.mission, task.graph, self.config.id)
+            self.journal.keep(name, residual, seal(whose, residual))
+            self.known.residual = KeptResidual(name, task.round)
+        except OSError as error:
+            path = str(self.journal.folder / name)
+            say(log, "residual-dropped", level=logging.WARNING, path=path, why=error.strerror or str(error))
 
     def _update(self, work: Work, done: TrainingDone, now: float) -> bytes:
         """Returns the update with its header. Raises ValueError for a value that the header cannot hold."""
@@ -378,7 +409,9 @@ class FederatedAgent:
         self.known.phase = phase
         self.known.train_s = self.known.cpu_s = self.known.energy_j = 0.0
         self._save()
-        self.journal.drop(CHECKPOINT)
+        residual = self.known.residual
+        unused = (name for name in RESIDUALS if residual is None or name != residual.name)
+        self.journal.drop(CHECKPOINT, *unused)
 
     def _save(self) -> None:
         self.journal.save(self.known)

@@ -36,7 +36,8 @@ from onboard.wire.security.seal import NO_SALT
 log = logging.getLogger(__name__)
 
 MODEL, UPDATE, DEPLOYED, CHECKPOINT = "model.bin", "update.bin", "deployed.bin", "training.npz"
-KEPT = (MODEL, UPDATE, CHECKPOINT, DEPLOYED)
+RESIDUALS = "residual.0", "residual.1"  # in turn: a cut in one leaves the other whole
+KEPT = (MODEL, UPDATE, CHECKPOINT, DEPLOYED, *RESIDUALS)
 REMEMBERED = 64  # the ground sends a board one command after the other: an earlier one is never repeated
 MOST_WAITING = 16  # results that the ground does not have
 _SEAL = struct.Struct(">16s16s4s")  # the training's name, BLAKE2s-128 of state and name, magic
@@ -103,6 +104,13 @@ class CommandLog(msgspec.Struct, frozen=True, array_like=True):
         return CommandLog(taken, self.under_way)
 
 
+class KeptResidual(msgspec.Struct, frozen=True, array_like=True):
+    """What the update of a round had no bits for, in the file of that name."""
+
+    name: str
+    round: int
+
+
 class FederatedState(JournalState, kw_only=True):
     mission: bytes = b""
     phase: State = State.IDLE
@@ -120,6 +128,7 @@ class FederatedState(JournalState, kw_only=True):
     commands: CommandLog = CommandLog()
     networks: NetworkRecord = NetworkRecord()
     downlink: DownlinkState = DownlinkState()
+    residual: KeptResidual | None = None
     installing: dict[str, Value] = msgspec.field(default_factory=dict)
     """Arguments of the install that is under way."""
 
@@ -148,6 +157,11 @@ def training_name(question: bytes, node: int) -> bytes:
     return blake2s(question, digest_size=16, salt=node.to_bytes(4, "big")).digest()
 
 
+def residual_name(mission: bytes, graph: bytes, node: int) -> bytes:
+    """Returns 16 B that identify what `node` has to make good in a mission that trains this graph."""
+    return blake2s(mission + graph, digest_size=16, salt=node.to_bytes(4, "big"), person=b"residual").digest()
+
+
 def seal(name: bytes, state: bytes | memoryview) -> bytes:
     """Returns what follows a checkpoint's state: the training's name and a checksum, as no other training may
     go on from it, nor with a flipped bit. Readers of the state's own format accept it."""
@@ -171,13 +185,27 @@ def opened(name: bytes, content: bytes) -> bytes:
 def fetch_checkpoint(journal: Journal[FederatedState], name: bytes) -> bytes | None:
     """Returns the state of the training called `name`, if it is intact. A damaged file is logged and dropped:
     that costs the checkpoint, not the training."""
+    return _fetch_sealed(journal, CHECKPOINT, name, "checkpoint-dropped")
+
+
+def fetch_residual(
+    journal: Journal[FederatedState], kept: KeptResidual | None, name: bytes, round_number: int
+) -> bytes | None:
+    """Returns what an earlier round left under this `residual_name`, if it is intact. That of the same round
+    is not used: who asks a round again may have lost its update."""
+    if kept is None or kept.round >= round_number:
+        return None
+    return _fetch_sealed(journal, kept.name, name, "residual-dropped")
+
+
+def _fetch_sealed(journal: Journal[FederatedState], file: str, name: bytes, event: str) -> bytes | None:
     try:
-        content = journal.fetch(CHECKPOINT)
+        content = journal.fetch(file)
         return None if content is None else opened(name, content)
     except (OSError, ValueError, MemoryError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        path = os.fspath(journal.folder / CHECKPOINT)
-        say(log, "checkpoint-dropped", level=logging.WARNING, path=path, why=why or type(error).__name__)
+        path = os.fspath(journal.folder / file)
+        say(log, event, level=logging.WARNING, path=path, why=why or type(error).__name__)
         with contextlib.suppress(OSError):
-            journal.drop(CHECKPOINT)
+            journal.drop(file)
         return None

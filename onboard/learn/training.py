@@ -50,6 +50,8 @@ class TrainingMethod:
     what a sketch of the model holds, and a round that has only begun has moved nothing to be sketched."""
     uses_moments: bool = False
     """Whether phases take gradient and curvature from Adam's moments, with its peak (ALQ section 3.2)."""
+    feeds_back: bool = False
+    """Whether what an update had no bits for is kept for the next one (`BoardTraining.error_feedback`)."""
     allots_by_curvature: bool = False
     """Whether bases are allotted by loss-aware gain per bit. A sketch that pruning follows is made by plain
     error (ALQ section 3.1)."""
@@ -82,7 +84,9 @@ METHODS: dict[str, TrainingMethod] = {
     # coordinates, then post-training with the straight-through estimator.
     "spacedml": TrainingMethod(phases=_as_published, format=formats.ALQ, sends_whole=True, uses_moments=True),
     # One allocation of bases by gain per bit in place of pruning and optimizing.
-    "spacedml-fast": TrainingMethod(phases=_fast, format=formats.ALQ, allots_by_curvature=True),
+    "spacedml-fast": TrainingMethod(
+        phases=_fast, format=formats.ALQ, allots_by_curvature=True, feeds_back=True
+    ),
 }
 """Every method by the name that a mission gives it. docs/extending.md says how to add one."""
 
@@ -147,6 +151,9 @@ class BoardTraining(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     accumulate: Annotated[int, Meta(ge=1, le=65_536)] = 1
     """Parts in which a batch goes through the network, where it does not fit in memory as a whole; the step
     takes the mean of their gradients. Batch normalization sees each part by itself."""
+    error_feedback: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Share of what an update had no bits for that the board begins its next round with; `spacedml-fast`
+    alone."""
 
     def __post_init__(self) -> None:
         tables = {"method": METHODS, "optimizer": OPTIMIZER_NAMES, "schedule": SCHEDULES}

@@ -13,9 +13,10 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
-from onboard.codec.layout import Weights
+from onboard.codec.layout import Weights, views
 from onboard.codec.model import BadPack
 from onboard.codec.pack import pack, unpack
+from onboard.codec.quantized import HALF_MAX
 from onboard.data import labels
 from onboard.data.images import DataError, Images
 from onboard.learn.federated.local import LocalTraining, apply_delta
@@ -41,6 +42,7 @@ _FAILURES = {
     DataError: Failure.DATA,
 }
 Training = Generator[Report, bool, None]
+RESIDUAL = np.dtype("<f2")  # half of what float32 takes of a board's disk, and 0.05 % of a value off
 
 
 class LocalTrainer:
@@ -88,7 +90,7 @@ def train(
 ) -> Training:
     """Yield `Begun`, then one report for each value sent, which says whether the step is to save, at last
     `TrainingDone` or `Failed`. The outcome is judged on the images `held` out. A `state_file` takes the
-    states, each in place of the one before."""
+    states, each in place of the one before, and the residual in place of the last."""
     try:
         yield from _train(job, images, graphs, cpu_clock, held, state_file)
         return
@@ -110,23 +112,17 @@ def _train(
     images = _fitting(images, task, graph)
     held = None if held is None else _fitting(held, task, graph)
     origin, start = _weights(task, weights, graph)
-    training = _training(task, graph, origin, start, images, job.node)
+    training = _training(task, graph, origin, _fed_back(start, job, task, graph), images, job.node)
     dropped = "" if job.checkpoint is None else _restored(training, job.checkpoint)
     flops = graph.flops_per_image * training.knobs.batch_size
     save = yield Begun(flops_a_step=flops, epoch=training.epoch, batch=training.batch, dropped=dropped)
     began_s = cpu_clock()
     for done in training.steps():
         state, state_bytes = None, 0
-        if save and state_file is None:
-            archive = io.BytesIO()
-            np.savez(archive, allow_pickle=False, **training.state())
-            state = memoryview(archive.getvalue())
-        elif save and state_file is not None:
-            state_file.seek(0)  # it never shrinks: who has it mapped reads no byte that is not there
-            with of_any_size():
-                np.savez(state_file, allow_pickle=False, **training.state())
-                state_file.flush()
-            state_bytes = state_file.tell()
+        if save:
+            state, state_bytes = _left(
+                state_file, lambda file: np.savez(file, allow_pickle=False, **training.state())
+            )
         took_s = cpu_clock() - began_s
         save = yield msgspec.structs.replace(done, cpu_s=took_s, state=state, state_bytes=state_bytes)
         began_s = cpu_clock()
@@ -135,10 +131,27 @@ def _train(
     if held is not None:
         validation, unjudged = _judged(graph, apply_delta(origin, result.reconstruct()), held)
     packed = pack(result)
+    residual, residual_bytes = None, 0
+    if training.knobs.error_feedback and training.knobs.rule.feeds_back:
+        rest = np.clip(training.residual(result), -HALF_MAX, HALF_MAX).astype(RESIDUAL)
+        residual, residual_bytes = _left(state_file, lambda file: file.write(rest.data))
     yield TrainingDone(
         packed=packed, loss=training.loss, samples=len(images), cpu_s=cpu_clock() - began_s,
-        validation=validation, unjudged=unjudged,
+        validation=validation, unjudged=unjudged, residual=residual, residual_bytes=residual_bytes,
     )  # fmt: skip
+
+
+def _left(state_file: BinaryIO | None, write: Callable[[BinaryIO], object]) -> tuple[memoryview | None, int]:
+    """Return what `write` writes, or how many bytes of it the state file has."""
+    if state_file is None:
+        memory = io.BytesIO()
+        write(memory)
+        return memoryview(memory.getvalue()), 0
+    state_file.seek(0)  # it never shrinks: who has it mapped reads no byte that is not there
+    with of_any_size():
+        write(state_file)
+        state_file.flush()
+    return None, state_file.tell()
 
 
 def checked(network: NetworkCheck) -> Checked:
@@ -185,6 +198,18 @@ def _weights(task: Task, weights: memoryview, graph: TrainGraph) -> tuple[Weight
         start = apply_delta(origin, unpack(weights, graph.layout).reconstruct())
     sends_whole = task.training is not None and task.training.rule.sends_whole
     return (origin if sends_whole else start), start
+
+
+def _fed_back(start: Weights, job: Job, task: Task, graph: TrainGraph) -> Weights:
+    """Return what training begins with where the update before had too few bits: as much of what it left
+    unsaid as the task says. An update is still the difference from `start`, so that nothing is lost for good:
+    error feedback (Seide et al., "1-bit stochastic gradient descent", 2014, section 2), damped as a board's
+    turn comes rounds later, when the others have moved the model (Karimireddy et al., "Error feedback fixes
+    SignSGD", ICML 2019, is of every round)."""
+    if job.residual is None or task.training is None:
+        return start
+    rest = np.frombuffer(job.residual, RESIDUAL) * np.float32(task.training.error_feedback)
+    return apply_delta(start, views(graph.layout, rest))
 
 
 def _training(

@@ -15,12 +15,14 @@ from onboard.mission.health import Failure
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """`model` is the whole MODEL object, `checkpoint` an earlier run's last `Stepped.state`. `network`: the
-    folder of the network that the task means; empty where it is a shipped one, by its name in the task."""
+    """`model` is the whole MODEL object, `checkpoint` an earlier run's last `Stepped.state`, `residual` an
+    earlier round's `TrainingDone.residual`. `network`: the folder of the network that the task means; empty
+    where it is a shipped one, by its name in the task."""
 
     model: bytes
     node: int
     checkpoint: bytes | None = None
+    residual: bytes | None = None
     network: str = ""
 
 
@@ -39,7 +41,8 @@ class TrainingDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The training is over. `packed`: the update's payload after its header; `loss`: the last epoch's mean;
     `peak_bytes`: the most memory that a training process held, 0 in the agent's; `validation`: what the
     update's model scores on the images held out, by its task's metric; `unjudged`: why there is none, or
-    empty."""
+    empty. `residual`: what the update had no bits for, where the task has error feedback, a float16 for each
+    weight; from another process, its `residual_bytes` in the file that both have."""
 
     packed: bytes
     loss: float
@@ -48,6 +51,8 @@ class TrainingDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     peak_bytes: int = 0
     validation: float | None = None
     unjudged: str = ""
+    residual: memoryview | None = None
+    residual_bytes: int = 0
 
 
 class NetworkCheck(msgspec.Struct, frozen=True, kw_only=True):

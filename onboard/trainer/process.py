@@ -99,13 +99,15 @@ class ProcessTrainer:
         return reports
 
     def _whole(self, report: Report) -> Report:
-        if not isinstance(report, Stepped) or not report.state_bytes:
-            return report
         assert self._child is not None, "a report without a child"
         try:
-            return msgspec.structs.replace(report, state=self._child.left(report.state_bytes))
+            if isinstance(report, Stepped) and report.state_bytes:
+                return msgspec.structs.replace(report, state=self._child.left(report.state_bytes))
+            if isinstance(report, TrainingDone) and report.residual_bytes:
+                return msgspec.structs.replace(report, residual=self._child.left(report.residual_bytes))
         except (OSError, ValueError) as error:
-            return Failed(failure=Failure.PROCESS, why=f"the checkpoint cannot be read: {error}")
+            return Failed(failure=Failure.PROCESS, why=f"what the training left cannot be read: {error}")
+        return report
 
     def stop(self) -> None:
         child, self._child, self._unstarted, self._checks = self._child, None, [], False

@@ -122,6 +122,14 @@ class LocalTraining:
         trained: Model = CODECS[rule.format].quantize(self._layout, difference, budget)
         return trained
 
+    def residual(self, sent: Model) -> Floats:
+        """Returns what the trained difference has beside `sent`, its `result`: (P,) float32, 0 outside the
+        grouped tensors. It is the training's own array."""
+        rest, said = self._difference(), sent.reconstruct()
+        for t in self._layout.tensors:
+            rest[t.name] -= said[t.name] if t.group else rest[t.name]
+        return self._scratch
+
     def state(self) -> State:
         """Returns what a checkpoint needs after any step, 8 to 17 bytes a weight. The arrays are the
         training's own: write them before the next step."""

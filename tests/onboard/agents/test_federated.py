@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from onboard.agents.federated import FederatedAgent
+from onboard.agents.federated_state import FederatedState
 from onboard.config import NodeConfig, load_node
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph
@@ -20,9 +22,10 @@ from onboard.learn.training import BoardTraining
 from onboard.mission.health import State
 from onboard.mission.objects import MODEL, UPDATE, Task, decode_update, encode_object
 from onboard.runtime.federated import board_agent
+from onboard.storage.journal import Journal
 from onboard.storage.keys import load_keys, new_key, save_key
 from onboard.trainer.in_process import LocalTrainer
-from onboard.trainer.job import Begun
+from onboard.trainer.job import Begun, Job
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, QuotaUsage, Rekeyed
 from onboard.wire.messages import Reason, digest
@@ -159,6 +162,90 @@ def test_a_training_that_was_cut_ends_in_the_same_update(config: NodeConfig, tmp
     arrive(whole, model(training=BoardTraining(epochs=3, shift_pixels=0, distortion=0.0)), other, 0.0)
     train(whole)
     assert bytes(cut[1]) == bytes(decode_update((other.state / "update.bin").read_bytes())[1])
+
+
+class Told(LocalTrainer):
+    """Remembers its jobs."""
+
+    def __init__(self) -> None:
+        super().__init__(IMAGES)
+        self.jobs: list[Job] = []
+
+    def begin(self, job: Job) -> None:
+        self.jobs.append(job)
+        super().begin(job)
+
+
+def owing(round_number: int, **changes: object) -> Arrived:
+    knobs = BoardTraining(epochs=1, shift_pixels=0, distortion=0.0, error_feedback=0.5)
+    return model(round_number, **{"training": knobs} | changes)  # type: ignore[arg-type]
+
+
+def asked(config: NodeConfig, *tasks: Arrived) -> list[bool]:
+    """Whether a board that starts anew before each of these tasks begins it with a residual."""
+    found = []
+    for at, task in enumerate(tasks):
+        trainer = Told()
+        agent, _ = board_agent(config, trainer, 1000.0 * at)
+        agent.resume(1000.0 * at)
+        arrive(agent, task, config, 1000.0 * at)
+        train(agent, 1000.0 * at)
+        agent.handle(Delivered(agent.known.update), 1000.0 * at)
+        found.append(trainer.jobs[-1].residual is not None)
+    return found
+
+
+def test_what_an_update_had_no_bits_for_is_there_in_later_rounds_of_its_mission(config: NodeConfig) -> None:
+    rounds = [owing(1), owing(3), owing(3, asking=1), owing(7), owing(8, mission=b"missionB"), owing(9)]
+    assert asked(config, *rounds[:4]) == [False, True, False, True]  # who asks again may have lost it
+    assert len([path for path in config.state.iterdir() if path.name.startswith("residual")]) == 1
+    assert asked(config, *rounds[4:]) == [False, False]
+    without = model(10)
+    assert asked(config, without, owing(11)) == [False, False]  # too old to be true
+
+
+def test_a_residual_that_the_journal_does_not_name_is_not_used(config: NodeConfig) -> None:
+    asked(config, owing(1))
+    (kept,) = config.state.glob("residual.*")
+    other = config.state / ("residual.0" if kept.name == "residual.1" else "residual.1")
+    other.write_bytes(kept.read_bytes())  # a power cut came before the journal
+    trainer = Told()
+    agent, _ = board_agent(config, trainer, 5000.0)
+    agent.resume(5000.0)
+    arrive(agent, owing(2), config, 5000.0)
+    assert trainer.jobs[-1].residual == kept.read_bytes()[: 2 * GRAPH.layout.parameters]
+    assert not other.exists()
+
+
+def test_a_damaged_residual_costs_itself_alone(config: NodeConfig, caplog: pytest.LogCaptureFixture) -> None:
+    asked(config, owing(1))
+    (kept,) = config.state.glob("residual.*")
+    content = bytearray(kept.read_bytes())
+    content[1000] ^= 1
+    kept.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert asked(config, owing(2), owing(3)) == [False, True]
+    assert [record.message for record in caplog.records].count("residual-dropped") == 1
+
+
+def test_a_disk_without_room_for_the_residual_keeps_the_update(
+    config: NodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = Journal.keep
+
+    def full(journal: Journal[FederatedState], name: str, *content: bytes) -> None:
+        if name.startswith("residual"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        keep(journal, name, *content)
+
+    monkeypatch.setattr(Journal, "keep", full)
+    agent, _ = board_agent(config, Told(), 0.0)
+    arrive(agent, owing(1), config, 0.0)
+    train(agent)
+    assert agent.known.phase is State.OFFERING
+    assert agent.known.residual is None
+    monkeypatch.undo()
+    assert asked(config, owing(2), owing(3)) == [False, True]
 
 
 def test_a_newer_round_supersedes_and_an_older_one_that_comes_late_is_refused(config: NodeConfig) -> None:

@@ -16,6 +16,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from onboard.codec.layout import flat
+from onboard.codec.pack import unpack
 from onboard.data import loading
 from onboard.data.images import Images, save
 from onboard.data.inspection import Shard
@@ -108,6 +110,45 @@ def test_a_process_trains_to_the_same_bits_and_ends(
     assert theirs.peak_bytes > 20 * 2**20
     assert trainer.pid is None
     assert trainer.fds == ()
+
+
+def test_what_an_update_had_no_bits_for_goes_into_the_next(
+    shard: Shard, trainers: list[ProcessTrainer]
+) -> None:
+    first = job(error_feedback=0.5)
+    second = job(error_feedback=0.5, learning_rate=1e-9, fields={"round": 2})  # trains, and moves nothing
+    trainers.append(trainer := ProcessTrainer(shard, ROOMY))
+    here, there = trained(LocalTrainer(shard.load()), first)[-1], trained(trainer, first)[-1]
+    assert isinstance(here, TrainingDone)
+    assert isinstance(there, TrainingDone)
+    assert here.residual is not None
+    assert there.residual is not None
+    assert here.residual == there.residual
+    assert here.residual_bytes == 0
+    layout = TrainGraph.load("lenet5").layout
+    rest = np.frombuffer(here.residual, "<f2")
+    sent = flat(layout, unpack(here.packed, layout).reconstruct())
+    assert rest.shape == (layout.parameters,)
+    assert np.linalg.norm(rest.astype(np.float32)) > np.linalg.norm(sent) / 2  # 0.05 bit says little
+    owing = msgspec.structs.replace(second, residual=bytes(here.residual))
+    moves = {}
+    for name, each in {"with": owing, "without": second}.items():
+        ours, theirs = trained(LocalTrainer(shard.load()), each)[-1], trained(trainer, each)[-1]
+        assert isinstance(ours, TrainingDone)
+        assert isinstance(theirs, TrainingDone)
+        assert (ours.packed, ours.residual) == (theirs.packed, theirs.residual)
+        assert ours.residual is not None
+        unsaid = np.frombuffer(ours.residual, "<f2").astype(np.float32)
+        moves[name] = unsaid + flat(layout, unpack(ours.packed, layout).reconstruct())
+    owed = rest.astype(np.float32)
+    assert moves["with"] - moves["without"] == pytest.approx(owed / 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("knobs", [{}, {"method": "spacedml", "error_feedback": 0.5}, {"method": "fedavg"}])
+def test_only_what_has_error_feedback_leaves_a_residual(knobs: dict[str, Any], shard: Shard) -> None:
+    done = trained(LocalTrainer(shard.load()), job(**knobs))[-1]
+    assert isinstance(done, TrainingDone)
+    assert (done.residual, done.residual_bytes) == (None, 0)
 
 
 def test_a_checkpoint_goes_on_in_another_process(shard: Shard, trainers: list[ProcessTrainer]) -> None:
