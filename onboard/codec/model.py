@@ -28,6 +28,8 @@ class Budget:
     """Whether zstd compresses float32 weights, where it is installed and helps."""
     whole: bool = False
     """Whether it is all that was ever learned, and not what a round moved."""
+    exact_statistics: bool = False
+    """Whether running statistics travel in half precision. ALQ's alone."""
 
 
 class Model(Protocol):

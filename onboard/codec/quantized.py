@@ -13,7 +13,9 @@ groups of n, and give every group its own number of bases I (its bit-width, 0 to
     9       4     length C of the coded section; all numbers are little-endian
     13      C     adaptively coded (`rangecoder`): all bit-widths, the coordinates' exponents, raw codes, and
                   of each grouped tensor one bit: 1 if its signs are deflated
-    13+C    2R    step of each of the R raw tensors, float16
+    13+C    2R    step of each of the R raw tensors, float16; where its sign bit is set, codes are the high
+                  bytes of float16 values, and the step turned positive is what they are times
+            H     the low bytes of these values
             M     the coordinates' mantissas, 3 bits each, highest bit first; zeros fill the last byte
             ...   each grouped tensor's signs: one bit each (1: +1), highest bit first, in the order of groups
                   and bases, zeros fill the last byte; deflated or not
@@ -100,14 +102,26 @@ class Raw:
 
 
 @dataclass(frozen=True, eq=False)
+class Halves:
+    """A tensor of float16 `values`, each times `scale`, which a float16 can hold."""
+
+    values: npt.NDArray[np.float16]
+    scale: np.float32
+
+    def reconstruct(self) -> Floats:
+        return self.values.astype(np.float32) * self.scale
+
+
+@dataclass(frozen=True, eq=False)
 class Quantized:
-    """A whole model as it travels: bases for the grouped tensors, a grid for the raw ones, both by name."""
+    """A whole model as it travels: bases for the grouped tensors, a grid for the raw ones or, where these
+    have to be exact, half precision, both by name."""
 
     format: ClassVar[int] = formats.ALQ
 
     layout: Layout
     grouped: Mapping[str, Bases]
-    raw: Mapping[str, Raw]
+    raw: Mapping[str, Raw | Halves]
 
     def reconstruct(self) -> dict[str, Floats]:
         return {
@@ -161,8 +175,17 @@ def sections(model: Quantized) -> dict[str, bytes]:
     for bases, half in zip(tensors, halves, strict=True):
         _put_numbers(coder, half >> MANTISSA_BITS, _basis_of_each(bases.bits))
     exponents_end = coder.settled
+    steps, low_bytes = [], []
     for raw in raws:
-        _put_numbers(coder, raw.codes.ravel() + np.int16(RAW_ZERO), [0] * raw.codes.size)
+        if isinstance(raw, Raw):
+            numbers = raw.codes.ravel() + np.int16(RAW_ZERO)
+            steps.append(raw.step)
+        else:
+            bits = raw.values.ravel().view(np.uint16)
+            numbers = (bits >> 8).astype(np.int16)
+            low_bytes.append(bits.astype(np.uint8).tobytes())
+            steps.append(-raw.scale)
+        _put_numbers(coder, numbers, [0] * numbers.size)
     for deflated, _ in signs:
         coder.put(int(deflated), context())
     coded = coder.finish()
@@ -172,7 +195,7 @@ def sections(model: Quantized) -> dict[str, bytes]:
         "header": HEADER.pack(Quantized.format, layout.digest, len(coded)),
         "widths": coded[:widths_end],
         "exponents": coded[widths_end:exponents_end],
-        "raw": coded[exponents_end:] + np.array([raw.step for raw in raws], "<f2").tobytes(),
+        "raw": coded[exponents_end:] + np.array(steps, "<f2").tobytes() + b"".join(low_bytes),
         "mantissas": np.packbits(mantissas.astype(np.bool_)).tobytes(),
         "signs": b"".join(data for _, data in signs),
     }
@@ -184,7 +207,15 @@ def unpack(data: bytes, layout: Layout) -> Quantized:
         raise ValueError(f"{len(data)} bytes, a header alone has {HEADER.size}")
     _, _, coded_bytes = HEADER.unpack_from(data)
     steps_at = HEADER.size + coded_bytes
-    mantissas_at = steps_at + 2 * len(layout.raw)
+    low_at = steps_at + 2 * len(layout.raw)
+    if len(data) < low_at:
+        raise ValueError(f"{len(data)} bytes, those of the steps alone are {low_at}")
+    steps = np.frombuffer(data, "<f2", len(layout.raw), steps_at).astype(np.float32)
+    in_halves = np.signbit(steps)
+    if not np.isfinite(steps).all() or not steps[in_halves].all():
+        raise ValueError(f"a raw tensor's step is {steps.tolist()}")
+    low_bytes = [t.size if exact else 0 for t, exact in zip(layout.raw, in_halves, strict=True)]
+    mantissas_at = low_at + sum(low_bytes)
     coder = Decoder(data[HEADER.size : steps_at])
     widths = [_get_widths(coder, tensor) for tensor in layout.grouped]
     coordinates = sum(int(bits.sum(dtype=np.int64)) for bits in widths)
@@ -194,13 +225,17 @@ def unpack(data: bytes, layout: Layout) -> Quantized:
     exponents = [_get_numbers(coder, _basis_of_each(bits)) for bits in widths]
     codes = [_get_numbers(coder, [0] * tensor.size) for tensor in layout.raw]
     deflated = [coder.get(context()) == 1 for _ in layout.grouped]
-    steps = np.frombuffer(data, "<f2", len(layout.raw), steps_at).astype(np.float32)
-    if not np.isfinite(steps).all() or np.signbit(steps).any():
-        raise ValueError(f"a raw tensor's step is {steps.tolist()}")
-    raw = {
-        t.name: Raw((values - RAW_ZERO).astype(np.int8).reshape(t.shape), step)
-        for t, values, step in zip(layout.raw, codes, steps, strict=True)
-    }
+    raw: dict[str, Raw | Halves] = {}
+    for tensor, numbers, step, size in zip(layout.raw, codes, steps, low_bytes, strict=True):
+        if size:
+            low = np.frombuffer(data, np.uint8, size, low_at)
+            halves = (numbers.astype(np.uint16) << 8 | low).view(np.float16).reshape(tensor.shape)
+            if not np.isfinite(halves).all():
+                raise ValueError(f"{tensor.name} has values that are not finite")
+            raw[tensor.name] = Halves(halves, -step)
+        else:
+            raw[tensor.name] = Raw((numbers - RAW_ZERO).astype(np.int8).reshape(tensor.shape), step)
+        low_at += size
     alphas = _coordinates(exponents, data[mantissas_at:at])
     grouped = {}
     for tensor, bits, values, shorter in zip(layout.grouped, widths, alphas, deflated, strict=True):

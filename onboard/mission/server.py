@@ -170,7 +170,9 @@ class Server:
         `statistics` take the place of the boards'. Raises BadPack."""
         training, total = self._terms.training, self.outcome(average, packed)
         total |= {name: values - self.origin[name] for name, values in statistics.items()}
-        budget = Budget(training.bits_down, MAX_BASES, training.rule.compress, whole=True)
+        budget = Budget(
+            training.bits_down, MAX_BASES, training.rule.compress, whole=True, exact_statistics=True
+        )
         return pack(CODECS[training.rule.format].quantize(self.layout, total, budget))
 
     def weights(self, packed: bytes) -> dict[str, Floats]:

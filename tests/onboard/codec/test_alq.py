@@ -218,6 +218,20 @@ def test_running_statistics_are_finer_in_a_whole_model() -> None:
         alq.AlqCodec().check(unpack(pack(fine), like), moved)
 
 
+def test_what_goes_down_has_statistics_that_no_other_value_of_theirs_can_hide() -> None:
+    like = layout_of({"conv": (8, 4, 3, 3), "scale": (4,), "variance": (4,)}, ["variance"])
+    vector = np.array([-0.995, -0.98, 3.0, 400.0], np.float32)  # from first ones of 1
+    values = {"conv": np.ones((8, 4, 3, 3), np.float32), "scale": vector, "variance": vector}
+    down = Budget(1.0, 1, whole=True, exact_statistics=True)
+    model = unpack(pack(alq.AlqCodec().quantize(like, values, down)), like)
+    assert 1 + model.reconstruct()["variance"] == pytest.approx(1 + vector, rel=0.05)
+    assert model.reconstruct()["scale"][:3].tolist() == [0, 0, 0]
+    alq.AlqCodec().check(model, down)
+    for up in (Budget(1.0, 1, whole=True), Budget(1.0, 1)):
+        with pytest.raises(ValueError, match="variance is in half precision, asked for was a grid"):
+            alq.AlqCodec().check(model, up)
+
+
 def test_a_graph_says_which_of_its_vectors_are_running_statistics() -> None:
     tensors = TrainGraph.load("resnet20").layout.tensors
     assert {t.name for t in tensors if t.is_statistic} == {t.name for t in tensors if ".running_" in t.name}

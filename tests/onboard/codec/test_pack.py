@@ -14,11 +14,12 @@ from onboard.codec.layout import Layout
 from onboard.codec.layout import layout as layout_of
 from onboard.codec.model import BadPack
 from onboard.codec.pack import account, pack, unpack
-from onboard.codec.quantized import HEADER, MAX_BASES, Quantized
+from onboard.codec.quantized import HEADER, MAX_BASES, Halves, Quantized, Raw
 from onboard.codec.rangecoder import Encoder, context, tree
 from tests.onboard.codec.examples import LAYOUTS, LENET5, SMALL, SMALL_BY_KERNEL, VECTORS, quantized, weights
 
 SEEDS = st.integers(0, 2**32 - 1)
+STATISTICS = "running_mean", "running_var", "scalar"
 
 
 def assert_same(one: Quantized, other: Quantized) -> None:
@@ -28,8 +29,43 @@ def assert_same(one: Quantized, other: Quantized) -> None:
         assert np.array_equal(bases.alphas, other.grouped[name].alphas)
         assert np.array_equal(bases.signs, other.grouped[name].signs)
     for name, raw in one.raw.items():
-        assert np.array_equal(raw.codes, other.raw[name].codes)
-        assert raw.step == other.raw[name].step
+        back = other.raw[name]
+        assert isinstance(raw, Raw)
+        assert isinstance(back, Raw)
+        assert np.array_equal(raw.codes, back.codes)
+        assert raw.step == back.step
+
+
+EXACT = layout_of(LENET5 | {"running_mean": (50,), "running_var": (50,), "scalar": ()}, STATISTICS)
+
+
+@given(SEEDS, st.floats(1e-6, 1e6))
+def test_exact_statistics_are_within_a_half_of_a_thousandth(seed: int, size: float) -> None:
+    values = weights(EXACT, seed)
+    values |= {name: values[name] * np.float32(size) for name in STATISTICS}
+    model = alq.quantize(EXACT, values, {t.name: np.zeros(t.groups, np.uint8) for t in EXACT.grouped},
+                         whole=True, exact_statistics=True)  # fmt: skip
+    data = pack(model)
+    assert sum(account(model).values()) == len(data)
+    plain = layout_of({t.name: t.shape for t in EXACT.tensors})
+    for layout in (EXACT, plain):  # whoever only answers images does not know which are statistics
+        back = unpack(data, layout).reconstruct()
+        assert pack(unpack(data, layout)) == data
+        for name in STATISTICS:
+            largest = np.abs(values[name]).max()
+            assert back[name] == pytest.approx(values[name], rel=2**-11, abs=1e-9 * float(largest) + 1e-7)
+        assert np.abs(back["conv1.bias"] - values["conv1.bias"]).max() > 1e-3
+
+
+def test_values_in_halves_that_are_not_finite_are_refused() -> None:
+    layout = layout_of({"running_var": (4,)}, ("running_var",))
+    data = pack(alq.quantize(layout, weights(layout, 1), {}, whole=True, exact_statistics=True))
+    hostile = pack(
+        Quantized(layout, {}, {"running_var": Halves(np.full(4, np.inf, np.float16), np.float32(1))})
+    )
+    assert len(hostile) < len(data)
+    with pytest.raises(BadPack, match="running_var has values that are not finite"):
+        unpack(hostile, layout)
 
 
 @given(LAYOUTS, SEEDS, st.integers(0, 8))
@@ -60,7 +96,9 @@ def test_golden_bytes() -> None:
         0.0,
         0.0,
     ]
-    assert model.raw["conv.bias"].codes.tolist() == [7, -2, 0]
+    bias = model.raw["conv.bias"]
+    assert isinstance(bias, Raw)
+    assert bias.codes.tolist() == [7, -2, 0]
 
 
 def test_lenet_at_a_tenth_of_a_bit() -> None:
@@ -130,9 +168,13 @@ def test_another_format_is_named() -> None:
 def test_a_step_that_is_no_step() -> None:
     layout = layout_of({"bias": (4,)})
     data = pack(alq.quantize(layout, weights(layout, 1), {}))
-    for step in (np.inf, np.nan, -1.0):
+    for step in (np.inf, np.nan, -0.0, -np.inf):
         with pytest.raises(BadPack, match="step"):
             unpack(data[:-2] + np.array([step], "<f2").tobytes(), layout)
+    with pytest.raises(BadPack, match="the bit-widths in them ask for more"):  # as if these were high bytes
+        unpack(data[:-2] + np.array([-1.0], "<f2").tobytes(), layout)
+    with pytest.raises(BadPack, match="steps alone"):
+        unpack(data[:-1], layout)
 
 
 def test_coordinates_that_are_not_rounded_do_not_leave() -> None:
