@@ -86,10 +86,10 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     nothing, and the only one that shares nothing with it counts half."""
     rule: Annotated[str, Meta(extra={"rows": RULES})] = "mean"
     """What the updates of a round come to: their mean, weighted by samples, or their median at each weight,
-    where all boards count alike, or the mean of each group of weights over those that moved it. The median is
-    for `fedavg`: with few bits most updates leave most weights out, and then so does their median. It takes
-    the memory of all updates of a round. `mean-of-movers` is for `spacedml-fast` in many rounds of small
-    moves; where moves are long it goes too far."""
+    where all boards count alike, or their `sparse-mean`, which moves further what few boards moved. The
+    median is for `fedavg`: with few bits most updates leave most weights out, and then so does their median.
+    It takes the memory of all updates of a round. The sparse mean is for `spacedml-fast` in many rounds of
+    small moves; where moves are long it goes too far."""
     contacts: Text | None = None
     """Contact plan of all nodes, a .toml file. Left out: all links are always up."""
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0

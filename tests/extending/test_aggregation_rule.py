@@ -48,7 +48,7 @@ def test_a_toy_rule_makes_the_rounds_of_a_mission(
 def test_without_its_row_there_is_no_such_rule(clockwork: Callable[..., Clockwork]) -> None:
     on = clockwork(rule='"last"')
     with pytest.raises(
-        ConfigError, match=r"mission\.rule = 'last': must be one of mean, median, mean-of-movers$"
+        ConfigError, match=r"mission\.rule = 'last': must be one of mean, median, sparse-mean$"
     ):
         load_mission(on.folder)
 
@@ -71,7 +71,7 @@ def test_the_median_takes_no_notice_of_one_hostile_board_of_five() -> None:
 
 
 def test_the_table_of_rules_is_complete() -> None:
-    assert list(RULES) == ["mean", "median", "mean-of-movers"]
+    assert list(RULES) == ["mean", "median", "sparse-mean"]
     for begin in RULES.values():
         outcome = begin(SMALL)
         with pytest.raises(ValueError, match="shape"):

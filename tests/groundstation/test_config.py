@@ -64,8 +64,8 @@ BAD = [
     ("quorum = 1", "quorum = 3", "mission.quorum = 3: must be at most select (2), got 3"),
     (
         "[train]",
-        'rule = "mean-of-movers"\n[train]\nmethod = "spacedml"',
-        "mission.rule = 'mean-of-movers': spacedml sends whole models: nobody moved anything",
+        'rule = "sparse-mean"\n[train]\nmethod = "spacedml"',
+        "mission.rule = 'sparse-mean': spacedml sends whole models, in which every board moves all",
     ),
     ("quorum = 1", "quorum = 0", "mission.quorum = 0: expected int >= 1"),
     ("quorum = 1", "rounds = 65535", "mission.rounds = 65535: expected int <= 65534"),

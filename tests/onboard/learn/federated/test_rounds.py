@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from onboard.codec.layout import Floats, in_groups
 from onboard.learn.federated.rounds import (
-    MeanOfMovers,
     PartialAverage,
     Round,
     RoundState,
+    SparseMean,
     UpdateFate,
     choose,
     finished,
@@ -247,9 +247,9 @@ def test_a_round_closes_once_and_takes_nothing_after(moves: list[tuple[str, int,
         assert now < r.deadline_s or r.judge(now) is not RoundState.OPEN
 
 
-def test_a_mean_of_movers_asks_those_who_moved_a_group() -> None:
+def test_a_sparse_mean_moves_further_what_few_have_moved() -> None:
     """Of three boards one leaves the first group of each matrix, and all leave the last."""
-    movers, plain = MeanOfMovers(SMALL), PartialAverage(SMALL)
+    sparse, plain = SparseMean(SMALL), PartialAverage(SMALL)
     updates = [(weights(SMALL, seed), samples) for seed, samples in ((1, 100), (2, 300), (3, 200))]
     for index, (update, samples) in enumerate(updates):
         for name, groups in in_groups(SMALL, update).items():
@@ -257,23 +257,23 @@ def test_a_mean_of_movers_asks_those_who_moved_a_group() -> None:
             if not index:
                 groups[0] = 0
             assert np.shares_memory(groups, update[name])
-        movers.add(update, samples, 0.5)
+        sparse.add(update, samples, 0.5)
         plain.add(update, samples, 0.5)
-    found, mean = movers.mean(), plain.mean()
+    found, mean = sparse.mean(), plain.mean()
     for t in SMALL.tensors:
         if t not in SMALL.grouped:
             assert np.array_equal(found[t.name], mean[t.name])
     for name, groups in in_groups(SMALL, found).items():
         expected = in_groups(SMALL, mean)[name].copy()
-        expected[0] *= 600 / 500
+        expected[0] *= np.sqrt(600 / 500)
         assert groups == pytest.approx(expected, rel=1e-6)
         assert not groups[-1].any()
     assert found.keys() == mean.keys()
 
 
-def test_where_all_move_all_a_mean_of_movers_is_the_mean() -> None:
-    movers, plain = MeanOfMovers(SMALL), PartialAverage(SMALL)
+def test_where_all_move_all_a_sparse_mean_is_the_mean() -> None:
+    sparse, plain = SparseMean(SMALL), PartialAverage(SMALL)
     for seed in (1, 2):
-        movers.add(weights(SMALL, seed), 10 * seed)
+        sparse.add(weights(SMALL, seed), 10 * seed)
         plain.add(weights(SMALL, seed), 10 * seed)
-    assert all(np.array_equal(movers.mean()[name], value) for name, value in plain.mean().items())
+    assert all(np.array_equal(sparse.mean()[name], value) for name, value in plain.mean().items())
