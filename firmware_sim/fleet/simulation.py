@@ -107,6 +107,8 @@ class FleetConfig(RunConfig):
         for key, before in (("validation", 0.0), ("rule", "mean")):  # a run from before there was any goes on
             if settings[key] == before:
                 del settings[key]
+        if not settings["training"]["error_feedback"]:
+            del settings["training"]["error_feedback"]
         split = {"split": "iid"} if self.alpha is None else {"split": "dirichlet", "alpha": self.alpha}
         return {"data": self.data, "images": self.images} | split | settings
 

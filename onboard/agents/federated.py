@@ -11,22 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from onboard.agents.federated_state import (
-    CHECKPOINT,
-    DEPLOYED,
-    MODEL,
-    RESIDUALS,
-    UPDATE,
-    FederatedState,
-    KeptResidual,
-    fetch_checkpoint,
-    fetch_residual,
-    kept_object,
-    residual_name,
-    seal,
-    training_name,
-)
+from onboard.agents.federated_state import CHECKPOINT, DEPLOYED, MODEL, UPDATE, FederatedState, kept_object
 from onboard.agents.installing import NetworkInstaller
+from onboard.agents.training_files import TrainingFiles, training_name
 from onboard.board.budget import ResourceUsage, temperature_c
 from onboard.config import NodeConfig
 from onboard.console.log import say
@@ -89,6 +76,7 @@ class FederatedAgent:
     ) -> None:
         self.config, self.session, self.journal, self.known = config, session, journal, known
         self.ledger, self.trainer = ledger, trainer
+        self._files = TrainingFiles(journal, known, config.id)
         self.installer = NetworkInstaller(self, model_slots(config))
         self.work: Work | None = None
         self._health_due_s = 0.0
@@ -264,13 +252,9 @@ class FederatedAgent:
             task, name, started_s=now, started_j=self._spent_j(now), cpu_s=self.known.cpu_s,
             checkpoint_due_s=now + self.config.checkpoint_s,
         )  # fmt: skip
-        checkpoint = fetch_checkpoint(self.journal, name)
-        residual = None
-        if task.training is not None and task.training.error_feedback:
-            whose = residual_name(task.mission, task.graph, self.config.id)
-            residual = fetch_residual(self.journal, self.known.residual, whose, task.round)
         job = Job(
-            model=model, node=self.config.id, checkpoint=checkpoint, residual=residual, network=network
+            model=model, node=self.config.id, checkpoint=self._files.checkpoint(name),
+            residual=self._files.residual(task), network=network,
         )  # fmt: skip
         self.trainer.begin(job)
 
@@ -327,7 +311,7 @@ class FederatedAgent:
     def _checkpoint(self, work: Work, state: bytes | memoryview, now: float) -> None:
         """Makes progress durable. A full disk costs the checkpoint, not the training."""
         try:
-            self.journal.keep(CHECKPOINT, state, seal(work.name, state))
+            self._files.keep_checkpoint(work.name, state)
             spent_j = self._spent_j(now)
             self.known.train_s += now - work.started_s
             self.known.energy_j += spent_j - work.started_j
@@ -348,7 +332,9 @@ class FederatedAgent:
             self._fail(Failure.OTHER, str(error), now)
             return
         self.journal.keep(UPDATE, work.update)
-        self._keep_residual(work, done.residual)
+        if not work.residual_is_kept:
+            self._files.keep_residual(work.task, done.residual)
+            work.residual_is_kept = True
         seconds = self.known.train_s + now - work.started_s
         self.known.update = messages.digest(objects.UPDATE, work.update)
         self._settle(State.OFFERING)
@@ -365,24 +351,6 @@ class FederatedAgent:
             log, "trained", round=work.task.round, loss=done.loss, seconds=seconds, bytes=len(work.update),
             **told,
         )  # fmt: skip
-
-    def _keep_residual(self, work: Work, residual: memoryview | None) -> None:
-        """Keeps what the update had no bits for, beside the residual of before, which counts until the phase
-        is durable. A full disk costs the residual, not the update."""
-        if work.residual_is_kept:
-            return
-        work.residual_is_kept, task, before = True, work.task, self.known.residual
-        self.known.residual = None
-        if residual is None:
-            return
-        name = next(name for name in RESIDUALS if before is None or name != before.name)
-        try:
-            whose = residual_name(task.mission, task.graph, self.config.id)
-            self.journal.keep(name, residual, seal(whose, residual))
-            self.known.residual = KeptResidual(name, task.round)
-        except OSError as error:
-            path = str(self.journal.folder / name)
-            say(log, "residual-dropped", level=logging.WARNING, path=path, why=error.strerror or str(error))
 
     def _update(self, work: Work, done: TrainingDone, now: float) -> bytes:
         """Returns the update with its header. Raises ValueError for a value that the header cannot hold."""
@@ -409,9 +377,7 @@ class FederatedAgent:
         self.known.phase = phase
         self.known.train_s = self.known.cpu_s = self.known.energy_j = 0.0
         self._save()
-        residual = self.known.residual
-        unused = (name for name in RESIDUALS if residual is None or name != residual.name)
-        self.journal.drop(CHECKPOINT, *unused)
+        self._files.drop_unused()
 
     def _save(self) -> None:
         self.journal.save(self.known)

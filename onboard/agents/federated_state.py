@@ -5,12 +5,8 @@ if the board can still act on it. Nothing else, such as a file that is there, st
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import struct
 from collections.abc import Mapping
-from hashlib import blake2s
 
 import msgspec
 
@@ -40,8 +36,6 @@ RESIDUALS = "residual.0", "residual.1"  # in turn: a cut in one leaves the other
 KEPT = (MODEL, UPDATE, CHECKPOINT, DEPLOYED, *RESIDUALS)
 REMEMBERED = 64  # the ground sends a board one command after the other: an earlier one is never repeated
 MOST_WAITING = 16  # results that the ground does not have
-_SEAL = struct.Struct(">16s16s4s")  # the training's name, BLAKE2s-128 of state and name, magic
-_MAGIC = b"SDT1"
 
 
 class TakenCommand(msgspec.Struct, frozen=True, array_like=True):
@@ -150,62 +144,3 @@ def kept_object(journal: Journal[FederatedState], name: str, kind: int, named: b
         return content
     say(log, "unreadable", level=logging.ERROR, path=str(journal.folder / name), why=why)
     return None
-
-
-def training_name(question: bytes, node: int) -> bytes:
-    """Returns 16 B that identify the training of `node` on the model with the digest `question`."""
-    return blake2s(question, digest_size=16, salt=node.to_bytes(4, "big")).digest()
-
-
-def residual_name(mission: bytes, graph: bytes, node: int) -> bytes:
-    """Returns 16 B that identify what `node` has to make good in a mission that trains this graph."""
-    return blake2s(mission + graph, digest_size=16, salt=node.to_bytes(4, "big"), person=b"residual").digest()
-
-
-def seal(name: bytes, state: bytes | memoryview) -> bytes:
-    """Returns what follows a checkpoint's state: the training's name and a checksum, as no other training may
-    go on from it, nor with a flipped bit. Readers of the state's own format accept it."""
-    checksum = blake2s(state, digest_size=16)
-    checksum.update(name)
-    return _SEAL.pack(name, checksum.digest(), _MAGIC)
-
-
-def opened(name: bytes, content: bytes) -> bytes:
-    """Returns the state in a checkpoint of the training called `name`. Raises ValueError."""
-    whole = memoryview(content)
-    state, end = whole[: -_SEAL.size], whole[-_SEAL.size :]
-    of = bytes(end[: len(name)])
-    if len(end) < _SEAL.size or end != seal(of, state):
-        raise ValueError(f"damaged, or of another version: {len(content)} B that are not what was written")
-    if of != name:
-        raise ValueError("of another round or node")
-    return bytes(state)
-
-
-def fetch_checkpoint(journal: Journal[FederatedState], name: bytes) -> bytes | None:
-    """Returns the state of the training called `name`, if it is intact. A damaged file is logged and dropped:
-    that costs the checkpoint, not the training."""
-    return _fetch_sealed(journal, CHECKPOINT, name, "checkpoint-dropped")
-
-
-def fetch_residual(
-    journal: Journal[FederatedState], kept: KeptResidual | None, name: bytes, round_number: int
-) -> bytes | None:
-    """Returns what an earlier round left under this `residual_name`, if it is intact. That of the same round
-    is not used: who asks a round again may have lost its update."""
-    if kept is None or kept.round >= round_number:
-        return None
-    return _fetch_sealed(journal, kept.name, name, "residual-dropped")
-
-
-def _fetch_sealed(journal: Journal[FederatedState], file: str, name: bytes, event: str) -> bytes | None:
-    try:
-        content = journal.fetch(file)
-        return None if content is None else opened(name, content)
-    except (OSError, ValueError, MemoryError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        path = os.fspath(journal.folder / file)
-        say(log, event, level=logging.WARNING, path=path, why=why or type(error).__name__)
-        with contextlib.suppress(OSError):
-            journal.drop(file)
-        return None

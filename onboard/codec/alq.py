@@ -20,7 +20,7 @@ from onboard.codec.quantized import (
     HALF_MAX,
     MAX_BASES,
     Bases,
-    Halves,
+    HalfPrecision,
     Quantized,
     Raw,
     Widths,
@@ -327,13 +327,13 @@ def on_grid(values: Floats, levels: int) -> Raw:
     return Raw(np.clip(np.rint(scaled), -levels, levels).astype(np.int8), step)
 
 
-def in_halves(values: Floats) -> Halves:
+def in_halves(values: Floats) -> HalfPrecision:
     """Rounds `values` to half precision, a power of two being taken out of those that it cannot hold."""
     if not np.isfinite(values).all():
         raise ValueError("weights are not finite: nothing to quantize")
     _, exponent = np.frexp(np.abs(values).max(initial=0.0))
     scale = np.float32(2.0 ** max(0, min(int(exponent), 30) - 15))
-    return Halves(np.clip(values / scale, -HALF_MAX, HALF_MAX).astype(np.float16), scale)
+    return HalfPrecision(np.clip(values / scale, -HALF_MAX, HALF_MAX).astype(np.float16), scale)
 
 
 def quantize(
@@ -401,7 +401,7 @@ class AlqCodec:
             raise ValueError(f"{bits:.3g} bits a weight, asked for were {budget.bits_per_weight:g} at most")
         for t in model.layout.raw:
             raw = model.raw[t.name]
-            if isinstance(raw, Halves):
+            if isinstance(raw, HalfPrecision):
                 if not (budget.exact_statistics and t.is_statistic):
                     raise ValueError(f"{t.name} is in half precision, asked for was a grid")
                 continue

@@ -102,7 +102,7 @@ class Raw:
 
 
 @dataclass(frozen=True, eq=False)
-class Halves:
+class HalfPrecision:
     """A tensor of float16 `values`, each times `scale`, which a float16 can hold."""
 
     values: npt.NDArray[np.float16]
@@ -121,7 +121,7 @@ class Quantized:
 
     layout: Layout
     grouped: Mapping[str, Bases]
-    raw: Mapping[str, Raw | Halves]
+    raw: Mapping[str, Raw | HalfPrecision]
 
     def reconstruct(self) -> dict[str, Floats]:
         return {
@@ -225,14 +225,14 @@ def unpack(data: bytes, layout: Layout) -> Quantized:
     exponents = [_get_numbers(coder, _basis_of_each(bits)) for bits in widths]
     codes = [_get_numbers(coder, [0] * tensor.size) for tensor in layout.raw]
     deflated = [coder.get(context()) == 1 for _ in layout.grouped]
-    raw: dict[str, Raw | Halves] = {}
+    raw: dict[str, Raw | HalfPrecision] = {}
     for tensor, numbers, step, size in zip(layout.raw, codes, steps, low_bytes, strict=True):
         if size:
             low = np.frombuffer(data, np.uint8, size, low_at)
             halves = (numbers.astype(np.uint16) << 8 | low).view(np.float16).reshape(tensor.shape)
             if not np.isfinite(halves).all():
                 raise ValueError(f"{tensor.name} has values that are not finite")
-            raw[tensor.name] = Halves(halves, -step)
+            raw[tensor.name] = HalfPrecision(halves, -step)
         else:
             raw[tensor.name] = Raw((numbers - RAW_ZERO).astype(np.int8).reshape(tensor.shape), step)
         low_at += size

@@ -68,13 +68,15 @@ class Study:
     budgets: tuple[float, float, float] = BUDGETS
     most_bits: float | None = None
     rounds: int = 15
+    rule: str = "mean"  # of `spacedml-fast`, as the next one
+    error_feedback: float = 0.0
 
 
 STUDIES: Mapping[str, Study] = {
     "lenet5": Study(data="mnist", test_data="mnist", shift_pixels=2, distortion=1.0),
     "lenet5-rgb": Study(shift_pixels=2),
     "resnet20": Study(shift_pixels=2),
-    "resnet20-64": Study(most_bits=0.2, rounds=60),
+    "resnet20-64": Study(rate=2e-3, most_bits=0.2, rounds=60, rule="sparse-mean", error_feedback=0.8),
     "mobilenetv3-small-64": Study(),
     "unet-64": Study(
         data="eurosat-water",
@@ -178,6 +180,7 @@ class Pupil:
             epochs=ROUND_EPOCHS - fast.pretrain_epochs,
             bits_up=bits,
             bits_down=BITS_DOWN,
+            error_feedback=study.error_feedback,
             **known,
             **moved,
         )
@@ -192,6 +195,7 @@ class Pupil:
                 rounds=rounds, deadline_s=1e6, seed=seed,
                 boards=(load_board(BOARD),),
                 links=(load_link(LINK),),
+                rule=study.rule if way.startswith("spacedml-fast") else "mean",
             ),
             data=study.data, data_folder=self.asked.data_dir, images=IMAGES, test_data=study.test_data,
             test_images=study.test_images, out=out,

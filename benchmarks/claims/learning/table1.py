@@ -198,7 +198,7 @@ def as_fedavg(training: Training) -> Training:
         epochs += training.prune_epochs + training.basis_epochs + training.coordinate_epochs
     elif training.method == "spacedml-fast":
         epochs += training.pretrain_epochs
-    return msgspec.structs.replace(training, method="fedavg", epochs=epochs)
+    return msgspec.structs.replace(training, method="fedavg", epochs=epochs, error_feedback=0.0)
 
 
 def bytes_until(run: Sequence[RoundResult], accuracy: float) -> int | None:

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from onboard.agents.federated_state import opened, seal, training_name
+from onboard.agents.training_files import opened, seal, training_name
 
 QUESTION = bytes(range(16))
 NAME = training_name(QUESTION, 1)

@@ -14,7 +14,7 @@ from onboard.codec.layout import Layout
 from onboard.codec.layout import layout as layout_of
 from onboard.codec.model import BadPack
 from onboard.codec.pack import account, pack, unpack
-from onboard.codec.quantized import HEADER, MAX_BASES, Halves, Quantized, Raw
+from onboard.codec.quantized import HEADER, MAX_BASES, HalfPrecision, Quantized, Raw
 from onboard.codec.rangecoder import Encoder, context, tree
 from tests.onboard.codec.examples import LAYOUTS, LENET5, SMALL, SMALL_BY_KERNEL, VECTORS, quantized, weights
 
@@ -61,7 +61,7 @@ def test_values_in_halves_that_are_not_finite_are_refused() -> None:
     layout = layout_of({"running_var": (4,)}, ("running_var",))
     data = pack(alq.quantize(layout, weights(layout, 1), {}, whole=True, exact_statistics=True))
     hostile = pack(
-        Quantized(layout, {}, {"running_var": Halves(np.full(4, np.inf, np.float16), np.float32(1))})
+        Quantized(layout, {}, {"running_var": HalfPrecision(np.full(4, np.inf, np.float16), np.float32(1))})
     )
     assert len(hostile) < len(data)
     with pytest.raises(BadPack, match="running_var has values that are not finite"):
