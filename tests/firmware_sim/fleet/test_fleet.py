@@ -245,6 +245,16 @@ def test_devices_hold_images_out_and_tell_how_their_models_do_on_them(tmp_path: 
     assert "0.6 is not in the range 0<=x<=0.5" in run("--validation", "0.6", code=2)
 
 
+def test_a_folder_from_before_there_was_error_feedback_goes_on_without_any(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("--rounds", "1", "--out", out)
+    assert "error_feedback" not in (out / "fleet.json").read_text()
+    feeds_back = "--error-feedback", "0.5", "--out"
+    assert "choose another folder" in run(*feeds_back, out, code=2)
+    run("--rounds", "1", *feeds_back, tmp_path / "other")
+    assert len(run("--rounds", "2", *feeds_back, tmp_path / "other", "--json").splitlines()) == 2
+
+
 def test_a_share_for_each_device(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="6 devices, 5 shares"):
         Fleet(SETTINGS, SHARES[:5], TEST, tmp_path, TRAIN, INFER)
