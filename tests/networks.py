@@ -22,8 +22,9 @@ IMAGE, WIDTH, OUTPUTS = (3, 8, 8), 8, 3
 
 
 @functools.cache
-def tiny(kind: Kind) -> Path:
-    """Returns the folder of a tiny network, which is traced once a process."""
+def tiny(kind: Kind, *, normalized: bool = False) -> Path:
+    """Returns the folder of a tiny network, which is traced once a process. `normalized` as most people's
+    are, by batches: what it answers in training is then not what it answers with its running statistics."""
     torch = pytest.importorskip("torch")
     nn, (channels, height, across) = torch.nn, IMAGE
     torch.manual_seed(0)
@@ -34,7 +35,8 @@ def tiny(kind: Kind) -> Path:
         "segment": [nn.Conv2d(WIDTH, OUTPUTS, 3, padding=1)],
         "reconstruct": [nn.Conv2d(WIDTH, channels, 3, padding=1)],
     }
-    module = nn.Sequential(nn.Conv2d(channels, WIDTH, 3, padding=1), nn.ReLU(), *heads[kind])
+    norm = [nn.BatchNorm2d(WIDTH)] if normalized else []
+    module = nn.Sequential(nn.Conv2d(channels, WIDTH, 3, padding=1), *norm, nn.ReLU(), *heads[kind])
     loss = Loss(kind=kind, ignore=IGNORE if kind == "segment" else None)
     network = made(Authored(module, IMAGE, OUTPUTS, loss), f"tiny-{kind}")
     folder = Path(tempfile.mkdtemp(prefix="tiny-network-"))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onboard.codec.layout import Floats
-from onboard.learn.graph import prepare
+from onboard.learn.graph import prepare, prepare_labels
 
 ROTATION_RAD = np.deg2rad(15.0)  # at distortion 1, each way; uniform, like all draws here
 SCALE = 0.15  # of each axis, by itself
@@ -47,7 +47,7 @@ def augmented(
         places = _affine(x, draw, pixels, distortion)
         return prepare(_bilinear(x, *places)), _nearest(y, *places)
     if pixels == 0:
-        return prepare(x), y.astype(np.int64)
+        return prepare(x), prepare_labels(y)
     places = _shifts(x, draw, pixels)
     return prepare(_picked(x, *places)), _picked(y[:, None], *places)[:, 0].astype(np.int64)
 

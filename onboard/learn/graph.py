@@ -272,6 +272,11 @@ def prepare(x: NDArray[np.uint8] | Floats) -> Floats:
     return scaled
 
 
+def prepare_labels(y: NDArray[Any]) -> NDArray[Any]:
+    """Labels as a graph takes them: masks are kept in bytes, and all others as they are taken."""
+    return y.astype(np.int64) if y.dtype == np.uint8 else y
+
+
 def initial(shapes: Mapping[str, Shape], seed: int) -> dict[str, Floats]:
     """A model's first parameters, the same bits on every platform and numpy version; they need no radio.
 

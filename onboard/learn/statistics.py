@@ -15,7 +15,7 @@ import numpy as np
 
 from onboard.codec.layout import Floats, Weights
 from onboard.data.images import Images, hold_out
-from onboard.learn.graph import TrainGraph, prepare
+from onboard.learn.graph import TrainGraph, prepare, prepare_labels
 
 BATCH = 10  # as in training: batches of another size vary by another part of what all images do
 SHARE = 0.2  # of the images that a model is judged by
@@ -43,7 +43,8 @@ def measured(graph: TrainGraph, weights: Weights, images: Images) -> Iterator[di
     empty, full = ({**weights, **{n: np.full_like(weights[n], each) for n in names}} for each in (0, 1))
     kept, sums = dict[str, Floats](), {name: np.zeros(weights[name].shape) for name in names}
     for start in range(0, len(images), BATCH):
-        x, y = prepare(images.x[start : start + BATCH]), images.y[start : start + BATCH]
+        end = start + BATCH
+        x, y = prepare(images.x[start:end]), prepare_labels(images.y[start:end])
         _, _, after = graph.step(empty, x, y)
         if not start:  # next = kept * last + (1 - kept) * batch
             _, _, beside = graph.step(full, x, y)
