@@ -45,7 +45,7 @@ INPUTS = 10_000_000
 GROWN_MB = 1.0  # 1 B for each of ten million inputs would be 10 MB
 KEY = bytes(range(32))
 VECTORS = Path(__file__).parent.parent.parent.parent / "tests" / "vectors"
-# The layout that pack.bin and pack-dense.bin were packed for, when small kernels had a group each.
+# The layout that the packs were made for, when small kernels had a group each.
 _TODAY = layout({"conv": (3, 2, 3, 3), "conv.bias": (3,), "dense": (4, 24), "tiny": (2, 3), "scale": ()})
 SMALL = Layout(tuple(replace(t, group=9) if t.name == "conv" else t for t in _TODAY.tensors))
 MASK = drawn(Draw(seed=73, round=2, edge=(3, 4), share=6554, run=32), 200)  # of sparse-*.bin
@@ -149,7 +149,7 @@ def all_targets(seed: int) -> Iterator[Target]:
         yield Target(name, decode, (golden[name.lower()],), (BadMessage,), share=5)
     reports = tuple(data for name, data in golden.items() if name.startswith("report"))
     yield Target("REPORT", Report.decode, reports, (BadMessage,))
-    packs = (golden["pack"], golden["pack-dense"])
+    packs = (golden["pack"], golden["pack-half"], golden["pack-dense"])
     yield Target("weights", lambda data: unpack(data, SMALL), packs, (BadPack,), share=2)
     exchanges = tuple(data for name, data in golden.items() if name.startswith("sparse"))
     yield Target("exchange", lambda data: sparse.decode(data, MASK), exchanges, (BadExchange,), share=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,29 @@ def test_exact_statistics_are_within_a_half_of_a_thousandth(seed: int, size: flo
             largest = np.abs(values[name]).max()
             assert back[name] == pytest.approx(values[name], rel=2**-11, abs=1e-9 * float(largest) + 1e-7)
         assert np.abs(back["conv1.bias"] - values["conv1.bias"]).max() > 1e-3
+
+
+def test_golden_bytes_of_half_precision() -> None:
+    """Vectors of pack.bin's model in half precision, as running statistics go down."""
+    layout = Layout(tuple(replace(t, is_statistic=not t.group) for t in SMALL_BY_KERNEL.tensors))
+    bits = {name: bases.bits for name, bases in quantized(SMALL_BY_KERNEL, 7).grouped.items()}
+    model = alq.quantize(layout, weights(SMALL_BY_KERNEL, 7), bits, exact_statistics=True)
+    golden = (VECTORS / "pack-half.bin").read_bytes()
+    assert pack(model) == golden == pack(unpack(golden, SMALL_BY_KERNEL))
+    assert golden[:9] == (VECTORS / "pack.bin").read_bytes()[:9]
+    back = unpack(golden, SMALL_BY_KERNEL).reconstruct()
+    for t in layout.raw:
+        assert back[t.name] == pytest.approx(weights(SMALL_BY_KERNEL, 7)[t.name], rel=2**-11)
+
+
+def test_bytes_in_half_precision_made_by_hand() -> None:
+    layout = layout_of({"bias": (2,), "variance": (3,)}, ["variance"])
+    values = {"bias": np.array([1, -0.5], np.float32), "variance": np.array([-0.995, 0.25, 1000], np.float32)}
+    data = pack(alq.quantize(layout, values, {}, whole=True, exact_statistics=True))
+    coded, steps = "7c 4b 01 a4 43 80 14 d0", "92 30 00 bc"  # 1/7, and -1: its values are in halves
+    low_bytes = "f6 00 d0"  # of bbf6, 3400 and 63d0
+    assert data == bytes.fromhex(f"01 3a6b19c0b192e984 08000000 {coded} {steps} {low_bytes}")
+    assert unpack(data, layout).reconstruct()["variance"].tolist() == [-0.9951171875, 0.25, 1000.0]
 
 
 def test_values_in_halves_that_are_not_finite_are_refused() -> None:
