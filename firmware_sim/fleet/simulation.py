@@ -142,7 +142,10 @@ class Fleet:
             id=digest_of("mission", settings.seed)[:8], seed=settings.seed,
             deadline_s=settings.deadline_s, training=settings.training,
         )  # fmt: skip
-        self._server = Server(terms, train, staleness=settings.staleness, rule=settings.rule)
+        self._server = Server(
+            terms, train, staleness=settings.staleness, rule=settings.rule,
+            measures=self._measuring is not None,
+        )  # fmt: skip
         group_key = digest_of("group", settings.seed) if settings.shared_downlink else None
         self._places = {}
         for node, share in enumerate(shares, start=1):

@@ -53,11 +53,15 @@ class Rounds:
             id=begun["id"], seed=rules.seed, deadline_s=rules.deadline_s,
             training=mission.train, classes=test.classes,
         )  # fmt: skip
-        self._server = Server(terms, train, staleness=rules.staleness, bounds=rules.bounds, rule=rules.rule)
+        judging, measuring = parted(train, test)
+        self._server = Server(
+            terms, train, staleness=rules.staleness, bounds=rules.bounds, rule=rules.rule,
+            measures=measuring is not None,
+        )  # fmt: skip
         self.store = store
         self.stations = stations
         names = {node.id: node.name for node in mission.nodes}
-        self._closing = Closing(self._server, store, names, infer, *parted(train, test))
+        self._closing = Closing(self._server, store, names, infer, judging, measuring)
         self._supply = NetworkSupply(train.network, store, mission.folder, stations, wall)
         self._unsupplied = set[int]()  # nodes that are asked when they have the network
         self._supply_due_s = -math.inf

@@ -204,13 +204,15 @@ class Training(BoardTraining, array_like=False, frozen=True, forbid_unknown_fiel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a round asks of one board, and what its draws come from (`seed`, `round`, `node`). Raises
-    ValueError for a knob that is out of its range."""
+    """What a round asks of one board, and what its draws come from (`seed`, `round`, `node`).
+    `sends_statistics`: whether its running statistics travel too. Raises ValueError for a knob that is out of
+    its range."""
 
     training: BoardTraining
     seed: int
     round: int
     node: int
+    sends_statistics: bool = True
 
     def __post_init__(self) -> None:
         msgspec.convert(msgspec.structs.asdict(self.training), Training)

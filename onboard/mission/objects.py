@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -45,6 +45,7 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     round before, so that a question that is asked again is another object than the one already taken.
     `classes`: 8 B digest of the names of the mission's classes in their order (`labels.digest`), empty where
     nobody says what a label means; `names`: these themselves where they are short (`names_that_fit`).
+    `measures`: whether the ground measures running statistics, so that an update does without them.
     Ranges are part of the interface: what passes here can be computed with.
     """
 
@@ -60,6 +61,7 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     asking: Count = 0
     classes: Annotated[bytes, Meta(max_length=8)] = b""
     names: tuple[ClassName, ...] = ()
+    measures: bool = False
 
 
 class Update(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
@@ -124,13 +126,14 @@ def _shortened(header: Task | Update) -> object:
     byte, and a program of before understands the rest."""
     if isinstance(header, Update):
         return header if header.validation is not None else msgspec.structs.astuple(header)[:-1]
-    if header.training is None:
-        return header
-    fields = msgspec.to_builtins(header, builtin_types=(bytes,))
-    knobs = fields[Task.__struct_fields__.index("training")]
-    defaults = msgspec.to_builtins(BoardTraining())
-    while len(knobs) > KNOBS_ALWAYS_SENT and knobs[-1] == defaults[len(knobs) - 1]:
-        knobs.pop()
+    fields: list[Any] = msgspec.to_builtins(header, builtin_types=(bytes,))
+    if not header.measures:
+        fields.pop()
+    if header.training is not None:
+        knobs = fields[Task.__struct_fields__.index("training")]
+        defaults = msgspec.to_builtins(BoardTraining())
+        while len(knobs) > KNOBS_ALWAYS_SENT and knobs[-1] == defaults[len(knobs) - 1]:
+            knobs.pop()
     return fields
 
 

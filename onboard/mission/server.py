@@ -60,7 +60,8 @@ class BadUpdate(ValueError):  # noqa: N818 - "bad" says error already
 
 class Server:
     """The server of one mission. `staleness`: exponent of `staleness_weight`, None to discard late updates;
-    `bounds`: what one board may count for; `rule`: what the updates come to, a row of `RULES`."""
+    `bounds`: what one board may count for; `rule`: what the updates come to, a row of `RULES`; `measures`:
+    whether the running statistics of each outcome will be measured, so that boards need not send theirs."""
 
     def __init__(
         self,
@@ -70,13 +71,14 @@ class Server:
         staleness: float | None = None,
         bounds: Bounds = Bounds(),  # noqa: B008 - it is frozen
         rule: str = "mean",
+        measures: bool = False,
     ) -> None:
         self.layout = graph.layout
         self.origin = graph.initial(terms.seed)
         self.staleness = staleness
         self.bounds = bounds
         self.rule = RULES[rule]
-        self._terms, self._graph = terms, graph
+        self._terms, self._graph, self._measures = terms, graph, measures
         self._classes = labels.digest(terms.classes) if terms.classes else b""
         self._names = names_that_fit(terms.classes)
 
@@ -99,6 +101,7 @@ class Server:
             deadline_s=terms.deadline_s,
             classes=self._classes,
             names=self._names,
+            measures=self._measures and not deploy,
         )
 
     def open(

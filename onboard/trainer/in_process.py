@@ -129,7 +129,8 @@ def _train(
     result = training.result()
     validation, unjudged = None, ""
     if held is not None:
-        validation, unjudged = _judged(graph, apply_delta(origin, result.reconstruct()), held)
+        learned = apply_delta(origin, result.reconstruct()) | training.statistics()
+        validation, unjudged = _judged(graph, learned, held)
     packed = pack(result)
     residual, residual_bytes = None, 0
     if training.knobs.error_feedback and training.knobs.rule.feeds_back:
@@ -218,7 +219,9 @@ def _training(
     knobs = task.training
     if knobs is None:
         raise ValueError("the task asks for no training")
-    plan = Plan(training=knobs, seed=task.seed, round=task.round, node=node)
+    plan = Plan(
+        training=knobs, seed=task.seed, round=task.round, node=node, sends_statistics=not task.measures
+    )  # fmt: skip
     return LocalTraining(graph, origin, start, images.x, images.y, plan)
 
 

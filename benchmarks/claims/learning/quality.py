@@ -76,7 +76,9 @@ STUDIES: Mapping[str, Study] = {
     "lenet5": Study(data="mnist", test_data="mnist", shift_pixels=2, distortion=1.0),
     "lenet5-rgb": Study(shift_pixels=2),
     "resnet20": Study(shift_pixels=2),
-    "resnet20-64": Study(rate=2e-3, most_bits=0.2, rounds=60, rule="sparse-mean", error_feedback=0.8),
+    "resnet20-64": Study(
+        rate=2e-3, budgets=(0.05, 0.19, 0.4), most_bits=0.2, rounds=60, rule="sparse-mean", error_feedback=0.8
+    ),
     "mobilenetv3-small-64": Study(),
     "unet-64": Study(
         data="eurosat-water",

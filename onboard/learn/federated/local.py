@@ -116,11 +116,15 @@ class LocalTraining:
             raise RuntimeError(f"{self.epoch} of {self.epochs} epochs are done: no result yet")
         rule = self.knobs.rule
         if self._widths:
-            return alq.quantize(self._layout, self._difference(), self._widths, whole=rule.sends_whole)
+            return alq.quantize(self._layout, self._to_send(), self._widths, whole=rule.sends_whole)
         budget = Budget(self.knobs.bits_up, self.knobs.max_bases, rule.compress, rule.sends_whole)
-        difference = views(self._layout, self._latent - self._origin)
-        trained: Model = CODECS[rule.format].quantize(self._layout, difference, budget)
+        trained: Model = CODECS[rule.format].quantize(self._layout, self._to_send(), budget)
         return trained
+
+    def statistics(self) -> dict[str, Floats]:
+        """Returns the running statistics as training left them."""
+        latent = views(self._layout, self._latent)
+        return {t.name: latent[t.name].copy() for t in self._layout.tensors if t.is_statistic}
 
     def residual(self, sent: Model) -> Floats:
         """Returns what the trained difference has beside `sent`, its `result`: (P,) float32, 0 outside the
@@ -305,6 +309,13 @@ class LocalTraining:
             name: bases.bits - mask.sum(axis=1, dtype=np.uint8)
             for (name, bases), mask in zip(sketch.items(), masks, strict=True)
         }
+
+    def _to_send(self) -> dict[str, Floats]:
+        difference = views(self._layout, self._latent - self._origin)
+        if not self.plan.sends_statistics:
+            for name in self.statistics():
+                difference[name][...] = 0
+        return difference
 
     def _difference(self) -> dict[str, Floats]:
         np.subtract(self._latent, self._origin, out=self._scratch)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats
-from onboard.codec.pack import pack
+from onboard.codec.pack import pack, unpack
 from onboard.data import loading
 from onboard.data.images import Images
+from onboard.learn.federated.clipping import Bounds
 from onboard.learn.graph import InferGraph, TrainGraph, prepare
 from onboard.learn.scoring import evaluate
 from onboard.learn.statistics import LEAST_IMAGES, MOST_IMAGES, measured, parted
@@ -92,13 +93,8 @@ def test_a_round_sends_the_statistics_of_its_own_outcome(method: str) -> None:
         deadline_s=60.0,
         training=Training(method=method, bits_up=1.0, bits_down=8.0, epochs=1),  # type: ignore[arg-type]
     )
-    server, payloads = Server(terms, TRAIN), {}
-    for node in (1, 2):
-        trainer = LocalTrainer(IMAGES.take(np.arange(node, 60, 2)), lambda name: TRAIN)
-        trainer.begin(Job(model=server.model(1, b""), node=node))
-        while not isinstance((report := trainer.reports()[0]), TrainingDone):
-            trainer.step()
-        payloads[node] = _update(node, report.packed)
+    server = Server(terms, TRAIN)
+    payloads = {node: _update(node, _trained(server, node).packed) for node in (1, 2)}
     judging, measuring = parted(TRAIN, IMAGES)
     assert measuring is not None
     mean, own = (server.weights(averaged(server, 1, b"", payloads, images)) for images in (None, measuring))
@@ -121,6 +117,39 @@ def test_an_update_of_a_model_that_overflows_is_no_worse_for_being_measured() ->
         server, 1, b"", {1: _update(1, pack(Dense(TRAIN.layout, huge)))}, IMAGES.take(np.arange(10))
     )
     assert all(np.isfinite(value).all() for value in server.weights(packed).values())
+
+
+@pytest.mark.parametrize("method", ["fedavg", "spacedml-fast", "spacedml"])
+def test_where_the_ground_measures_an_update_has_no_statistics(method: str) -> None:
+    """The outcome is the same, and so is what a board says of its model on the images that it holds out."""
+    training = Training(method=method, bits_up=1.0, bits_down=8.0, epochs=1)  # type: ignore[arg-type]
+    terms = MissionTerms(id=b"mission.", seed=1, deadline_s=60.0, training=training)
+    outcomes, sizes, told = [], [], []
+    for measures in (False, True):
+        server = Server(terms, TRAIN, measures=measures, bounds=Bounds(clip=0.0, leave_out=False))
+        held = IMAGES.take(np.arange(100, 150))
+        done = [_trained(server, node, held) for node in (1, 2)]
+        payloads = {node: _update(node, each.packed) for node, each in enumerate(done, start=1)}
+        outcomes.append(server.weights(averaged(server, 1, b"", payloads, IMAGES.take(np.arange(150, 200)))))
+        sizes.append(len(payloads[1]))
+        told.append([each.validation for each in done])
+        moved = unpack(done[0].packed, TRAIN.layout).reconstruct()
+        assert any(moved[name].any() for name in TRAIN.buffers) == (not measures)
+        after = server.task(2, deploy=True), server.task(2)
+        assert [task.measures for task in after] == [False, measures]
+    for name, value in outcomes[0].items():
+        assert np.array_equal(value, outcomes[1][name]), name
+    assert told[0] == told[1] != [None, None]
+    if method != "fedavg":
+        assert sizes[0] - sizes[1] > sum(t.size for t in TRAIN.layout.tensors if t.is_statistic) / 8
+
+
+def _trained(server: Server, node: int, held: Images | None = None) -> TrainingDone:
+    trainer = LocalTrainer(IMAGES.take(np.arange(node, 60, 2)), lambda name: TRAIN, held=held)
+    trainer.begin(Job(model=server.model(1, b""), node=node))
+    while not isinstance((report := trainer.reports()[0]), TrainingDone):
+        trainer.step()
+    return report
 
 
 def _update(node: int, packed: bytes) -> bytes:

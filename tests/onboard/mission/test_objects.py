@@ -57,6 +57,8 @@ trainings = st.builds(
     prune_epochs=st.integers(0, 10_000),
     basis_epochs=st.integers(0, 10_000),
     coordinate_epochs=st.integers(0, 10_000),
+    accumulate=st.just(1) | st.integers(1, 65_536),
+    error_feedback=st.just(0.0) | st.floats(0, 1),
 )
 tasks = st.builds(
     Task,
@@ -71,6 +73,7 @@ tasks = st.builds(
     asking=u32,
     classes=st.just(b"") | ids,
     names=st.lists(st.text(min_size=1, max_size=8), max_size=10).map(tuple),
+    measures=st.booleans(),
 )
 amounts = st.floats(0, 1e12)
 updates = st.builds(
@@ -218,6 +221,15 @@ def test_a_task_of_another_version_is_refused_by_name() -> None:
     for version, header_of_it in ((1, fields[1:]), (3, (3, "others", "than", "these")), (0, (0,))):
         with pytest.raises(BadMessage, match=f"task of version {version}, this program speaks 2"):
             decode_task(header(msgspec.msgpack.encode(header_of_it)) + WEIGHTS)
+
+
+def test_what_came_later_costs_no_byte_where_it_is_not_used() -> None:
+    plain = encode_object(TASK, WEIGHTS)
+    assert len(encode_object(msgspec.structs.replace(TASK, measures=True), WEIGHTS)) == len(plain) + 1
+    knobs = msgspec.structs.replace(TASK.training, error_feedback=0.5)  # type: ignore[type-var]
+    with_knob = encode_object(msgspec.structs.replace(TASK, training=knobs), WEIGHTS)
+    assert len(with_knob) > len(plain) + 9
+    assert decode_task(with_knob)[0].training == knobs
 
 
 @pytest.mark.parametrize("score", [0.0, 0.8125, -3.5])
