@@ -7,18 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from onboard.agents.federated_state import (
-    CHECKPOINT,
-    KEPT,
-    FederatedState,
-    fetch_checkpoint,
-    seal,
-    training_name,
-)
+from onboard.agents.federated_state import CHECKPOINT, KEPT, FederatedState
+from onboard.agents.training_files import TrainingFiles, seal, training_name
 from onboard.storage.journal import Journal, count_restart, count_start
 from onboard.storage.keys import new_key, newest, roll, save_key
 
 NAME = training_name(bytes(16), 1)
+
+
+def files(journal: Journal[FederatedState]) -> TrainingFiles:
+    return TrainingFiles(journal, FederatedState(links={}), 1)
 
 
 @pytest.fixture
@@ -27,9 +25,9 @@ def journal(tmp_path: Path) -> Journal[FederatedState]:
 
 
 def test_a_checkpoint_comes_back_to_its_own_training(journal: Journal[FederatedState]) -> None:
-    assert fetch_checkpoint(journal, NAME) is None  # there is none, which is nothing to log
+    assert files(journal).checkpoint(NAME) is None  # there is none, which is nothing to log
     journal.keep(CHECKPOINT, b"the state", seal(NAME, b"the state"))
-    assert fetch_checkpoint(journal, NAME) == b"the state"
+    assert files(journal).checkpoint(NAME) == b"the state"
 
 
 @pytest.mark.parametrize("name", [NAME, training_name(bytes(16), 2)], ids=["damaged", "another training's"])
@@ -41,7 +39,7 @@ def test_a_checkpoint_that_does_not_fit_is_dropped_and_logged_once(
         path = journal.folder / CHECKPOINT
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     for _ in range(2):
-        assert fetch_checkpoint(journal, name) is None
+        assert files(journal).checkpoint(name) is None
     (record,) = caplog.records
     assert (record.getMessage(), record.levelno) == ("checkpoint-dropped", logging.WARNING)
     assert not (journal.folder / CHECKPOINT).exists()

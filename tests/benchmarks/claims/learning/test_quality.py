@@ -58,7 +58,7 @@ def test_every_method_is_played_once_and_drawn_again(tmp_path: Path, monkeypatch
 def test_a_promise_is_broken_by_a_point_or_by_bits(score: float, bits: float, held: bool) -> None:
     runs = {
         "fedavg": [Learned(0.82, 32.0), Learned(0.78, 32.0)],
-        "spacedml-fast-0.17": [Learned(score, bits)],
+        f"spacedml-fast-{quality.STUDIES['resnet20-64'].budgets[1]:g}": [Learned(score, bits)],
     }
     rows = list(quality._rows("resnet20-64", runs))
     assert all(row.holds for row in rows) == held
