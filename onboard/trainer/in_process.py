@@ -202,11 +202,11 @@ def _weights(task: Task, weights: memoryview, graph: TrainGraph) -> tuple[Weight
 
 
 def _fed_back(start: Weights, job: Job, task: Task, graph: TrainGraph) -> Weights:
-    """Return what training begins with where the update before had too few bits: as much of what it left
-    unsaid as the task says. An update is still the difference from `start`, so that nothing is lost for good:
-    error feedback (Seide et al., "1-bit stochastic gradient descent", 2014, section 2), damped as a board's
-    turn comes rounds later, when the others have moved the model (Karimireddy et al., "Error feedback fixes
-    SignSGD", ICML 2019, is of every round)."""
+    """Return what training begins with: `start`, and as much of what the update before left unsaid as the
+    task says. The update is still the difference from `start`, and so says some of that too: error feedback
+    (Seide et al., "1-bit stochastic gradient descent", 2014, section 2; Karimireddy et al., "Error feedback
+    fixes SignSGD", ICML 2019). It can be damped, as a board's turn comes rounds later, when others have moved
+    the model."""
     if job.residual is None or task.training is None:
         return start
     rest = np.frombuffer(job.residual, RESIDUAL) * np.float32(task.training.error_feedback)
