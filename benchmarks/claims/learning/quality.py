@@ -87,6 +87,8 @@ STUDIES: Mapping[str, Study] = {
         budgets=(0.05, 0.28, 0.6),
         most_bits=0.3,
         rounds=60,
+        rule="sparse-mean",
+        error_feedback=0.8,
     ),
     "vit-tiny-64": Study(rate=1e-3),
     "autoencoder-64": Study(),
