@@ -11,6 +11,13 @@ from types import ModuleType
 from typing import Any
 
 
+OF_ANOTHER_TORCH = (
+    "torchvision, which timm imports, was built for another torch: install both from one index, as for "
+    "processors alone: pip install --force-reinstall torch torchvision "
+    "--index-url https://download.pytorch.org/whl/cpu"
+)
+
+
 class FactoryError(ValueError):
     """What was named makes no torch module; one line says why."""
 
@@ -140,4 +147,5 @@ def _said(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"ends the program, by exit({'' if error.code is None else error.code})"
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{said}; {OF_ANOTHER_TORCH}" if "operator torchvision::" in said else said

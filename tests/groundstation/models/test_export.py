@@ -124,6 +124,9 @@ number = 3
 
 def failing():
     raise OSError("weights.pt is not there\\nand more")
+
+def mismatched():  # as an `import torchvision` does whose operators need another torch
+    torch.library.register_fake("torchvision::nms")(lambda *_: None)
 """
 
 BESIDE = """
@@ -207,6 +210,7 @@ def test_every_task_has_its_loss(task: str, network: str, options: tuple[str, ..
         ("nothing", "nets.py: has no nothing"),
         ("number", "is a int, needs a torch.nn.Module"),
         ("failing", "nets.py:failing: OSError: weights.pt is not there"),
+        ("mismatched", "nms does not exist; torchvision, which timm imports, was built for another torch"),
         ("tiny(height=3)", "unexpected keyword argument 'height'"),
         ("tiny(three)", "text needs quotes"),
         ("tiny(3", "is no name, and no call with plain arguments"),
