@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-
 OF_ANOTHER_TORCH = (
     "torchvision, which timm imports, was built for another torch: install both from one index, as for "
     "processors alone: pip install --force-reinstall torch torchvision "
