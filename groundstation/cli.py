@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -45,7 +46,7 @@ def main() -> None:
 @click.option("--data", default="digits", show_default=True,
               help="Test data: digits, mnist, eurosat (the subset of 2,500 images where the folder has it), "
                    "eurosat-full, eurosat-water (with masks), npz:PATH or folder:PATH.")  # fmt: skip
-@click.option("--data-dir", type=click.Path(path_type=Path), show_default="SPACEDML_DATA",
+@click.option("--data-dir", "data_folder", type=click.Path(path_type=Path), show_default="SPACEDML_DATA",
               help="Folder of mnist and eurosat, written into mission.toml.")  # fmt: skip
 @click.option("--model", default="lenet5", show_default=True,
               help=f"Model to train, with the images that it takes: {described()}; or a network's folder, "
@@ -60,10 +61,7 @@ def main() -> None:
               help="Seconds that a round waits for its quorum.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1),
               help="Seed of the first weights, the choice of boards, and the order of images.")  # fmt: skip
-def init(
-    folder: Path, nodes: tuple[str, ...], name: str | None, data: str, data_dir: Path | None, model: str,
-    rounds: int, target: float | None, select: int | None, quorum: int | None, deadline_s: float, seed: int,
-) -> None:  # fmt: skip
+def init(folder: Path, nodes: tuple[str, ...], **wishes: Any) -> None:
     """Makes a mission in DIR: mission.toml, a key for every board, and a folder to copy to each board.
 
     Everything is checked before the first file is written, and nothing is ever written over.
@@ -79,12 +77,12 @@ def init(
     keep_private()
     with one_line(folder):
         specs = [NodeSpec.parse(text) for text in nodes]
-        rules = {
-            "name": name or folder.resolve().name, "model": model, "data": data,
-            "data_folder": data_dir, "rounds": rounds,
-            "target": target, "select": select or len(specs),
-            "quorum": quorum or select or len(specs), "deadline_s": deadline_s, "seed": seed,
-        }  # fmt: skip
+        select = wishes["select"] or len(specs)
+        rules = wishes | {
+            "name": wishes["name"] or folder.resolve().name,
+            "select": select,
+            "quorum": wishes["quorum"] or select,
+        }
         lines = list(create_mission(folder, specs, rules))
     for line in lines:  # whatever becomes of it, the mission is there
         click.echo(line)

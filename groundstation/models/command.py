@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,68 @@ class NumberList(click.ParamType[tuple[float, ...]]):
             self.fail(f"{value!r} is no list of numbers, as 0.5,0.5,0.5", param, ctx)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the options of `groundstation export` say, of one task and in agreement.
+
+    `image`: channels, height and width. `count`: outputs of the network. `names`: of the classes, or none.
+    None stands for what was left out.
+    """
+
+    task: Kind
+    image: tuple[int, int, int]
+    count: int
+    name: str
+    names: tuple[str, ...]
+    weights: str | None
+    patterns: tuple[str, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    label_smoothing: float
+    class_weights: tuple[float, ...] | None
+    ignore: int | None
+    recompute: float
+    seed: int
+
+    @classmethod
+    def of(
+        cls, out: Path, *, name: str | None, classes: int | None, class_names: str | None,
+        outputs: int | None, **given: Any,
+    ) -> Wishes:  # fmt: skip
+        """Raises click.UsageError where options contradict each other."""
+        names = tuple(part.strip() for part in class_names.split(",")) if class_names else ()
+        count = _outputs(given["task"], given["image"], classes or len(names) or None, outputs)
+        called = name or re.sub(r"[^a-z0-9._-]", "-", out.resolve().name.lower()).lstrip("._-")
+        wishes = cls(count=count, names=names, name=called, **given)
+        wishes._check()
+        return wishes
+
+    def _check(self) -> None:
+        channels, of_classes = self.image[0], self.task in ("classify", "segment")
+        if self.names and len(self.names) != self.count:
+            raise click.UsageError(f"--class-names has {len(self.names)} names, needs {self.count}")
+        if self.names and not of_classes:
+            raise click.UsageError(f"--class-names are not for {self.task}")
+        for option, numbers, needed in (
+            ("--mean", self.mean, channels), ("--std", self.std, channels),
+            ("--class-weights", self.class_weights, self.count),
+        ):  # fmt: skip
+            if numbers and len(numbers) != needed:
+                raise click.UsageError(f"{option} has {len(numbers)} numbers, needs {needed}")
+        if self.std and 0.0 in self.std:
+            raise click.UsageError("--std has a 0")
+        if (self.class_weights or self.label_smoothing) and not of_classes:
+            raise click.UsageError(f"--class-weights and --label-smoothing are not for {self.task}")
+        if self.ignore is not None and self.task != "segment":
+            raise click.UsageError(f"--ignore is not for {self.task}")
+        if self.patterns and self.weights == "seed":
+            raise click.UsageError("--train freezes the module's own weights: not with --weights seed")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", self.name):
+            raise click.UsageError(
+                f"--name {self.name!r} is not made of a-z, 0-9, '.', '_' and '-', at most 64"
+            )
+
+
 @click.command()
 @click.argument("module", metavar="MODULE:FACTORY")
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
@@ -81,13 +144,7 @@ class NumberList(click.ParamType[tuple[float, ...]]):
                    "holds fewer at once.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1),
               help="Seed of what the factory draws from torch.")  # fmt: skip
-def export(
-    module: str, out: Path, image: tuple[int, int, int], task: Kind, classes: int | None,
-    class_names: str | None, outputs: int | None, name: str | None, weights: str | None,
-    patterns: tuple[str, ...], mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
-    label_smoothing: float, class_weights: tuple[float, ...] | None, ignore: int | None, recompute: float,
-    seed: int,
-) -> None:  # fmt: skip
+def export(module: str, out: Path, **options: Any) -> None:
     """Makes a network for boards in the folder OUT: any torch module as two graphs, checked against autograd.
 
     MODULE:FACTORY names a function without arguments that returns the module, or the module itself;
@@ -104,29 +161,7 @@ def export(
       groundstation export nets:unet --input 3x64x64 --task segment --classes 2 --ignore 255 unet/
     """
     require("torch", "onnx", "onnxruntime", "safetensors")
-    names = tuple(part.strip() for part in class_names.split(",")) if class_names else ()
-    count = _outputs(task, image, classes or len(names) or None, outputs)
-    if names and len(names) != count:
-        raise click.UsageError(f"--class-names has {len(names)} names, needs {count}")
-    if names and task not in ("classify", "segment"):
-        raise click.UsageError(f"--class-names are not for {task}")
-    for option, given, needed in (
-        ("--mean", mean, image[0]), ("--std", std, image[0]), ("--class-weights", class_weights, count),
-    ):  # fmt: skip
-        if given and len(given) != needed:
-            raise click.UsageError(f"{option} has {len(given)} numbers, needs {needed}")
-    if std and 0.0 in std:
-        raise click.UsageError("--std has a 0")
-    if (class_weights or label_smoothing) and task not in ("classify", "segment"):
-        raise click.UsageError(f"--class-weights and --label-smoothing are not for {task}")
-    if ignore is not None and task != "segment":
-        raise click.UsageError(f"--ignore is not for {task}")
-    if patterns and weights == "seed":
-        raise click.UsageError("--train freezes the module's own weights: not with --weights seed")
-    called = name or re.sub(r"[^a-z0-9._-]", "-", out.resolve().name.lower()).lstrip("._-")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", called):
-        raise click.UsageError(f"--name {called!r} is not made of a-z, 0-9, '.', '_' and '-', at most 64")
-
+    wishes = Wishes.of(out, **options)
     _tell(f"importing torch and {module.partition(':')[0]}")
     from groundstation.models.checks import DisagreementError, Original
     from groundstation.models.export import made, state, write
@@ -137,26 +172,29 @@ def export(
     from groundstation.models.tracing import UnsupportedError
 
     loss = Loss(
-        kind=task, label_smoothing=label_smoothing, class_weights=class_weights or (), ignore=ignore
+        kind=wishes.task, label_smoothing=wishes.label_smoothing,
+        class_weights=wishes.class_weights or (), ignore=wishes.ignore,
     )  # fmt: skip
     try:
         import torch
 
         check_place(out)
-        torch.manual_seed(seed)
+        torch.manual_seed(wishes.seed)
         # What is compiled runs as it is written: a trace of the rest would show nothing.
         as_written = torch._dynamo.config.patch(error_on_nested_fx_trace=False)
         with torch.compiler.set_stance("force_eager"), as_written:
             found = network(module)
-            if patterns:
-                freeze(found, patterns)
-            authored = Authored(found, image, count, loss, mean or (), std or (), recompute)
-            takes_weights = weights == "module" or bool(authored.frozen)
-            done = made(authored, called, names, with_weights=takes_weights, tell=_tell)
+            if wishes.patterns:
+                freeze(found, wishes.patterns)
+            authored = Authored(
+                found, wishes.image, wishes.count, loss, wishes.mean or (), wishes.std or (), wishes.recompute
+            )
+            takes_weights = wishes.weights == "module" or bool(authored.frozen)
+            done = made(authored, wishes.name, wishes.names, with_weights=takes_weights, tell=_tell)
             start = state(authored)
             worst = write(out, done, Original(authored.reference, start, loss), _tell)
     except (FactoryError, UnsupportedError) as error:
-        fail(f"{called}: {error}" if isinstance(error, UnsupportedError) else str(error))
+        fail(f"{wishes.name}: {error}" if isinstance(error, UnsupportedError) else str(error))
     except DisagreementError as error:
         fail(str(error), code=1)
     except OSError as error:
