@@ -212,15 +212,60 @@ def index(call: Call, x: Any, indices: Sequence[Any]) -> str:
     used = _used(call, indices)
     if len(used) == 1:
         return index_select(call, x, used[0], indices[used[0]])
-    return call.writer.node("GatherND", call.name(x), _joined(call, _leading(call, indices)))
+    chosen = _Chosen(call, x, indices)
+    found = call.writer.node("GatherND", chosen.leading(call.name(x)), chosen.where)
+    return chosen.placed(found)
 
 
 def index_put(call: Call, x: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> str:
-    w, chosen = call.writer, _leading(call, indices)
-    where = _joined(call, chosen)
-    sizes = [*broadcast(*map(call.shape, chosen)), *call.gives.shape[len(chosen) :]]
+    chosen = _Chosen(call, x, indices)
+    source = chosen.gathered(spread(call, values, chosen.shape, call.gives.dtype))
     options = {"reduction": "add"} if accumulate else {}
-    return w.node("ScatterND", call.name(x), where, spread(call, values, sizes, call.gives.dtype), **options)
+    done = call.writer.node("ScatterND", chosen.leading(call.name(x)), chosen.where, source, **options)
+    return _transposed(call, done, _inverse(chosen.axes))
+
+
+class _Chosen:
+    """What x[indices] means, by numpy's rules: ONNX chooses along the first axes alone, so x's chosen axes go
+    there, and where the chosen axes are neighbours, those of the indices stand in their place.
+
+    `axes`: x's, the chosen ones first. `where`: the indices of a GatherND or ScatterND. `shape`: of x[indices].
+    """
+
+    def __init__(self, call: Call, x: Any, indices: Sequence[Any]) -> None:
+        used, shape = _used(call, indices), call.shape(x)
+        others = [axis for axis in range(len(shape)) if axis not in used]
+        picked = [indices[axis] for axis in used]
+        sizes = broadcast(*map(call.shape, picked))
+        neighbours = used == list(range(used[0], used[-1] + 1))
+        before = used[0] if neighbours else 0
+        rest = [shape[axis] for axis in others]
+        self.axes = [*used, *others]
+        self.shape = [*rest[:before], *sizes, *rest[before:]]
+        self.where = _joined(call, picked)
+        first = len(sizes)
+        self._back = [*range(first, first + before), *range(first), *range(first + before, first + len(rest))]
+        self._call = call
+
+    def leading(self, x: str) -> str:
+        """Returns x with its chosen axes first."""
+        return _transposed(self._call, x, self.axes)
+
+    def placed(self, found: str) -> str:
+        """Returns what GatherND gives in the order of x[indices]."""
+        return _transposed(self._call, found, self._back)
+
+    def gathered(self, values: str) -> str:
+        """Returns values of the shape of x[indices] as ScatterND takes them."""
+        return _transposed(self._call, values, _inverse(self._back))
+
+
+def _transposed(call: Call, x: str, axes: list[int]) -> str:
+    return x if axes == sorted(axes) else call.writer.node("Transpose", x, perm=axes)
+
+
+def _inverse(axes: list[int]) -> list[int]:
+    return sorted(range(len(axes)), key=axes.__getitem__)
 
 
 def _used(call: Call, indices: Sequence[Any]) -> list[int]:
@@ -228,13 +273,6 @@ def _used(call: Call, indices: Sequence[Any]) -> list[int]:
     if any(call.tensor(indices[axis]).dtype == "bool" for axis in used):
         raise call.refuse("chooses by a mask, and so gives a size that no graph knows")
     return used
-
-
-def _leading(call: Call, indices: Sequence[Any]) -> list[Any]:
-    used = _used(call, indices)
-    if used != list(range(len(used))):
-        raise call.refuse("chooses by indices that are not of the first axes")
-    return [indices[axis] for axis in used]
 
 
 def _joined(call: Call, indices: Sequence[Any]) -> str:

@@ -75,6 +75,25 @@ class LevelTable(nn.Module):
         return self.head(self.table((x * 7).long()).mean((1, 2, 3)))
 
 
+class Picks(nn.Module):
+    """Chooses bands, pixels and biases by lists, of which some name one entry twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bias = nn.Conv2d(3, 6, 3, padding=1), nn.Parameter(torch.randn(2, 5))
+        self.head = nn.Linear(8 + 24 + 12 + 8, CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.tanh(self.first(x[:, [2, 0, 1]])) * 1.0
+        x[:, [1, 4]] = x[:, [4, 1]] * 0.5
+        rows, columns = torch.tensor([[0, 3], [3, 7]]), torch.tensor([1, 5])
+        neighbours = x[:, :2, rows, columns]  # (N, 2, 2, 2)
+        apart = x[:, [0, 2, 2], :, [1, 1, 5]].transpose(0, 1)  # (N, 3, 8)
+        biased = x[:, :2, 0, :6] + self.bias[:, [0, 1, 1, 4, 2, 0]]  # (N, 2, 6)
+        tables = x[:, 0, :2, :4] * self.bias[:, torch.tensor([[0, 1], [4, 4]])].flatten(1)  # (N, 2, 4)
+        return self.head(torch.cat([part.flatten(1) for part in (neighbours, apart, biased, tables)], 1))
+
+
 class Signs(nn.Module):
     """Weights of one bit with a straight-through gradient (Bengio et al. 2013)."""
 
@@ -208,6 +227,7 @@ NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
     "GRU": (lambda: Recurrent(nn.GRU), 4),
     "LSTM": (lambda: Recurrent(nn.LSTM), 4),
     "embedding": (LevelTable, 8),
+    "chosen by lists": (Picks, 8),
     "signs": (Signs, 8),
     "U-Net": (Skips, 8),
 }  # fmt: skip
