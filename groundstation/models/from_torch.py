@@ -6,9 +6,10 @@ constant of the graphs."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,7 @@ from groundstation.models.rematerialize import rematerialized
 from groundstation.models.tracing import Operator, Result, Trace, UnsupportedError, traced
 
 RECOMPUTE = 0.03  # saves a third to a half of the bytes at the peak; more of it saves little more
+TENSORS = ("_parameters", "_buffers", "_modules")  # where a module keeps what travels
 OPSET, IR_VERSION = 17, 8  # onnxruntime 1.12 reads them already, and nothing here needs newer ones
 
 
@@ -115,7 +117,8 @@ class Authored:
 
     def answered(self, x: Any) -> Any:
         """Runs the module on images float (N, C, H, W) in 0..1 -> logits."""
-        return self.module(self._normalized(x).clone())  # a module may change its images in place
+        with _as_it_was(self.module):
+            return self.module(self._normalized(x).clone())  # a module may change its images in place
 
     def reference(self, parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any:
         """Runs the module with other tensors, by name, in place of its own, in the floats that `x` has.
@@ -124,7 +127,8 @@ class Authored:
 
         of = self if x.dtype.itemsize == 4 else self._exact
         of.set_mode(training=training)
-        return functional_call(of.module, dict(parameters), (self._normalized(x).clone(),))
+        with _as_it_was(of.module):
+            return functional_call(of.module, dict(parameters), (self._normalized(x).clone(),))
 
     @cached_property
     def _exact(self) -> Authored:
@@ -141,6 +145,29 @@ class Authored:
             if numbers:
                 x = how(x, torch.tensor(numbers, dtype=x.dtype).reshape(1, -1, 1, 1))
         return x
+
+
+@contextlib.contextmanager
+def _as_it_was(module: Any) -> Iterator[None]:
+    """Takes back what a run leaves in a module's attributes: maps for whoever looks, or a table for the next
+    run, which would be one trace's tensors in another, or a constant. Buffers stay as the run left them."""
+
+    attributes = [(vars(each), dict(vars(each))) for each in module.modules()]
+    containers = [
+        (value, copy.copy(value))
+        for _, own in attributes
+        for name, value in own.items()
+        if name not in TENSORS and isinstance(value, dict | list | set)
+    ]
+    try:
+        yield
+    finally:
+        for now, before in attributes:
+            now.clear()
+            now.update(before)
+        for value, content in containers:
+            value.clear()
+            value.extend(content) if isinstance(value, list) else value.update(content)
 
 
 def freeze(module: Any, patterns: Sequence[str]) -> None:
@@ -193,7 +220,7 @@ def forward_macs(authored: Authored) -> int:
 
     authored.set_mode(training=False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        authored.module(torch.zeros(1, *authored.image))
+        authored.answered(torch.zeros(1, *authored.image))
     return int(counter.get_total_flops()) // 2
 
 

@@ -229,7 +229,8 @@ class _Chosen:
     """What x[indices] means, by numpy's rules: ONNX chooses along the first axes alone, so x's chosen axes go
     there, and where the chosen axes are neighbours, those of the indices stand in their place.
 
-    `axes`: x's, the chosen ones first. `where`: the indices of a GatherND or ScatterND. `shape`: of x[indices].
+    `axes`: x's, the chosen ones first. `where`: the indices of a GatherND or ScatterND. `shape`: of
+    x[indices].
     """
 
     def __init__(self, call: Call, x: Any, indices: Sequence[Any]) -> None:
