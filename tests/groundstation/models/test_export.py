@@ -107,6 +107,15 @@ class Plain(nn.Module):
         first = torch.zeros(len(x), 3)
         return act(first + self.norm(self.head(x.flatten(1).float())) @ self.turned)
 
+class Tokens(nn.Module):
+    # A convolution's places as tokens: torch's gradient of one image's normalization is wrong here.
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 2, 2), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, 3)
+    def forward(self, x):
+        return self.head(torch.tanh(self.stem(x).flatten(2).transpose(1, 2)).mean(1))
+
 @torch.compile
 def act(x):
     return x + torch.arange(3, dtype=torch.float32)
@@ -249,6 +258,12 @@ def test_code_as_people_write_it_is_taken(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert list(TrainGraph.load(tmp_path / "out").shapes)[:2] == ["head.weight", "head.bias"]
     assert "comparing a batch of 1 with torch" not in result.stderr  # which torch does not train on
+
+
+def test_one_image_behind_whose_normalization_are_tokens_is_compared(tmp_path: Path) -> None:
+    result = run(tmp_path, "Tokens", "--input", "3x8x8", "--classes", "3")
+    assert result.exit_code == 0, result.output
+    assert "comparing a batch of 1 with torch" in result.stderr
 
 
 def test_a_network_that_drawn_weights_hold_still_needs_its_own(tmp_path: Path) -> None:
