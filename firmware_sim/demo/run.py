@@ -128,6 +128,8 @@ def _create_mission(config: DemoConfig, ends: Mapping[str, Ends], memory_mb: Map
     data = f"{scheme}:{Path(place).resolve()}" if colon else config.data  # as seen from the mission's folder
     words = ["--data", data, "--model", config.model, "--rounds", str(config.rounds)]
     words += ["--seed", str(config.seed)]
+    if config.data_folder is not None:
+        words += ["--data-dir", str(config.data_folder)]
     for board in BOARDS:
         here, there = ends[board.name]
         where = f"board={board.name},link={board.link},port={here},board-port={there}"

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from firmware_sim.cli import main
+from tests.images_made import mnist
 from tests.missions.bench import run
 
 COMMAND = [sys.executable, "-m", "firmware_sim", "demo", "--rounds", "1"]
@@ -122,6 +123,23 @@ def test_nothing_is_left_when_it_is_stopped(number: signal.Signals, tmp_path: Pa
         assert "Traceback" not in text
         assert f"what the run wrote is in {out}" in text.replace("\n", "")
         assert not (out / "ports").exists()
+
+
+def test_the_ground_takes_its_images_from_the_folder_that_the_demo_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPACEDML_DATA", raising=False)
+    mnist(tmp_path / "data" / "mnist")
+    monkeypatch.chdir(tmp_path)
+    with demo(tmp_path / "out", "--data", "mnist", "--data-dir", "data", "--images", "10") as process:
+        deadline, said = time.monotonic() + 60, tmp_path / "out" / "logs" / "ground.jsonl"
+        while not (said.exists() and '"event": "round"' in said.read_text()):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 130
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_header_that_promises_more_than_there_is_takes_no_memory(tmp_path: Pat
 
 
 def test_mnists_images_and_labels_are_of_one_set(tmp_path: Path) -> None:
-    from tests.onboard.data.test_loading import idx, mnist
+    from tests.images_made import idx, mnist
 
     mnist(tmp_path, packed=False)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(39, np.uint8)))
