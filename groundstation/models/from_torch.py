@@ -218,9 +218,10 @@ def forward_macs(authored: Authored) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    authored.set_mode(training=False)
+    # Its tracker of modules asks any parameter that a module is given for a gradient's function.
+    state = {key: value.detach() for key, value in authored.module.state_dict().items()}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        authored.answered(torch.zeros(1, *authored.image))
+        authored.reference(state, torch.zeros(1, *authored.image), training=False)
     return int(counter.get_total_flops()) // 2
 
 

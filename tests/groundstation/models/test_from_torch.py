@@ -94,6 +94,35 @@ class Picks(nn.Module):
         return self.head(torch.cat([part.flatten(1) for part in (neighbours, apart, biased, tables)], 1))
 
 
+class Largest(nn.Module):
+    """Takes the largest and smallest of maps, and puts back what a pool took where it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4 * (3 + 2 + 16), CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        kept, where = functional.max_pool2d(torch.tanh(self.first(x)), 2, return_indices=True)
+        x = torch.tanh(self.second(functional.max_unpool2d(kept, where, 2))).flatten(2)
+        largest, smallest = x.topk(3, 2)[0], x.topk(2, 2, largest=False)[0]
+        ordered = x.sort(2, descending=True)[0][:, :, ::4]
+        return self.head(torch.cat([largest, smallest, ordered], 2).flatten(1))
+
+
+class Rolled(nn.Module):
+    """Windows that are shifted, as Swin's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(64, CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.tanh(self.first(torch.roll(x, 3, 1)))
+        x = torch.roll(x, (-2, 11), (2, 3)) * torch.roll(x, (8, 0), (-2, -1))
+        return self.head(x.unfold(2, 4, 4).unfold(3, 2, 2).mean((2, 5)).flatten(1))
+
+
 class Keeping(nn.Module):
     """Keeps what it computes: maps for whoever looks, and in inference a table that training made."""
 
@@ -246,6 +275,8 @@ NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
     "LSTM": (lambda: Recurrent(nn.LSTM), 4),
     "embedding": (LevelTable, 8),
     "chosen by lists": (Picks, 8),
+    "shifted windows": (Rolled, 8),
+    "largest, and put back": (Largest, 8),
     "what was computed is kept": (Keeping, 8),
     "signs": (Signs, 8),
     "U-Net": (Skips, 8),
@@ -314,6 +345,21 @@ def test_gradients_are_autograds(name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     build, side = NETWORKS[name]
     assert error(build(), side, tmp_path, 2, 5) < 1e-5
+
+
+class Asked(nn.Module):
+    """Gives a parameter to a layer, as a decoder does its queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.layer = nn.Parameter(torch.randn(1, 4)), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        return self.layer(self.query) * x.mean((1, 2, 3))[:, None]
+
+
+def test_multiply_adds_are_those_of_one_image() -> None:
+    assert forward_macs(Authored(Asked(), (3, 8, 8), CLASSES)) == 4 * CLASSES
 
 
 def random_network(seed: int) -> Any:
