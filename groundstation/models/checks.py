@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from groundstation.models.losses import CROSS_ENTROPY, Loss
-from groundstation.models.lowering.draws import P, drawn, threshold
+from groundstation.models.lowering.draws import P, drawn, normals, threshold
 from onboard.learn.graph import InferGraph, Parameters, TrainGraph
 
 TOLERANCE = 1e-5  # of a tensor's norm; another order of float32 summation gives about 1e-6
@@ -276,6 +276,10 @@ def _computing(seed: int, dtype: Any) -> Any:
             if call is aten.rand.default or call is aten.rand_like.default:
                 like = call(*args, **kwargs)
                 return self.numbers(like.shape).to(like.dtype) / P
+            if call in (aten.randn.default, aten.randn_like.default):
+                like = call(*args, **kwargs)
+                pair = (self.numbers(like.shape).numpy() for _ in range(2))
+                return torch.from_numpy(normals(*pair)).to(like.dtype)
             if call is aten.native_batch_norm_backward.default:
                 # torch 2.13 on a processor mixes one image's channels up where the slopes, as behind a
                 # transpose to tokens, lie channels last, and the image does not.

@@ -13,6 +13,8 @@ from typing import Any
 
 from groundstation.models.lowering.writer import Call, product
 
+POOL_BACKWARD = "max_pool2d_with_indices_backward.default"
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -183,19 +185,26 @@ def max_pool(
     at = Placement(step, border, spread)
     options = {"ceil_mode": 1} if ceil else {}
     attributes = {**at.attributes(), **options}
-    return call.writer.split("MaxPool", call.name(x), outputs=2, kernel_shape=kernel, **attributes)
+    w = call.writer
+    found, where = w.split("MaxPool", call.name(x), outputs=2, kernel_shape=kernel, **attributes)
+    if call.users(1) - {POOL_BACKWARD}:  # torch counts places over a channel, ONNX over the whole tensor
+        where = w.node("Mod", where, w.constant(product(call.shape(x)[2:]), "int64"))
+    return found, where
 
 
 def max_pool_backward(call: Call, g: Any, x: Any, kernel: Any, stride: Any, padding: Any, *rest: Any) -> str:
-    """Puts the gradient where each maximum came from. ONNX counts places over the whole tensor."""
-    w, where = call.writer, rest[-1]
+    """Puts the gradient where each maximum came from."""
+    w = call.writer
+    where = call.name(rest[-1])
+    if w.made_by(where) == "Mod":
+        where = w.source(where)
     kernel = _of_each_side(kernel, 2)
     stride = _of_each_side(stride or kernel, 2)
     covered = [count * step for count, step in zip(call.shape(g)[2:], stride, strict=True)]
     if kernel == stride and covered == list(call.shape(x)[2:]) and not any(padding):
-        return w.node("MaxUnpool", call.name(g), call.name(where), kernel_shape=kernel, strides=stride)
+        return w.node("MaxUnpool", call.name(g), where, kernel_shape=kernel, strides=stride)
     zeros = w.node("Expand", w.constant(0.0), w.sizes([product(call.shape(x))]))
-    places, values = (w.reshape(call.name(each), [-1]) for each in (where, g))
+    places, values = w.reshape(where, [-1]), w.reshape(call.name(g), [-1])
     found = w.node("ScatterElements", zeros, places, values, axis=0, reduction="add")
     return w.reshape(found, call.shape(x))
 

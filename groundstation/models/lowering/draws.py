@@ -93,6 +93,21 @@ def uniform(call: Call, *_: Any, **__: Any) -> str:
     return w.node("Mul", w.cast(_numbers(call), "float32"), w.constant(1 / P))
 
 
+def normal(call: Call, *_: Any, **__: Any) -> str:
+    """Writes numbers of a normal distribution (Box and Muller 1958), up to 5.3 deviations."""
+    w = call.writer
+    far, around = (w.cast(_numbers(call), "float32") for _ in range(2))
+    ours = w.node("Mul", w.node("Add", far, w.constant(1.0)), w.constant(1 / P))  # (0, 1]
+    radius = w.node("Sqrt", w.node("Mul", w.node("Log", ours), w.constant(-2.0)))
+    return w.node("Mul", radius, w.node("Cos", w.node("Mul", around, w.constant(2 * math.pi / P))))
+
+
+def normals(far: Integers, around: Integers) -> npt.NDArray[np.float64]:
+    """The same in numpy, of the numbers of two tensors that are drawn one after the other."""
+    found: npt.NDArray[np.float64] = np.sqrt(-2 * np.log((far + 1) / P)) * np.cos(2 * np.pi / P * around)
+    return found
+
+
 def _numbers(call: Call) -> str:
     w, shape = call.writer, call.gives.shape
     keys = _keys(w, w.count_drawn())

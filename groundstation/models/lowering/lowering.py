@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from groundstation.models.lowering import convolutions, draws, pointwise, reductions, shapes
+from groundstation.models.lowering import convolutions, draws, pointwise, reductions, shapes, windows
 from groundstation.models.lowering.writer import ELEMENT_TYPES, SEED, Call, Lowering, Writer, is_known
 from groundstation.models.tracing import TensorType, Trace, UnsupportedError
 
@@ -54,6 +54,12 @@ LOWERINGS: dict[str, Lowering] = {
     "cat": shapes.cat,
     "repeat": shapes.repeat,
     "flip": shapes.flip,
+    "roll": shapes.roll,
+    "unfold": windows.unfold,
+    "unfold_backward": windows.unfold_backward,
+    "topk": windows.most,
+    "sort": windows.sort,
+    "max_unpool2d": windows.max_unpool,
     "constant_pad_nd": shapes.pad,
     "slice": shapes.cut,
     "select": shapes.select,
@@ -100,6 +106,7 @@ LOWERINGS: dict[str, Lowering] = {
     "bernoulli": draws.bernoulli,
     "native_dropout": draws.native_dropout,
     **dict.fromkeys(("rand", "rand_like"), draws.uniform),
+    **dict.fromkeys(("randn", "randn_like"), draws.normal),
     "max_pool2d_with_indices": convolutions.max_pool,
     "max_pool2d_with_indices_backward": convolutions.max_pool_backward,
 }

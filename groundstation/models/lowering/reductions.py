@@ -222,7 +222,7 @@ def index_put(call: Call, x: Any, indices: Sequence[Any], values: Any, accumulat
     source = chosen.gathered(spread(call, values, chosen.shape, call.gives.dtype))
     options = {"reduction": "add"} if accumulate else {}
     done = call.writer.node("ScatterND", chosen.leading(call.name(x)), chosen.where, source, **options)
-    return _transposed(call, done, _inverse(chosen.axes))
+    return call.writer.permute(done, _inverse(chosen.axes))
 
 
 class _Chosen:
@@ -250,19 +250,15 @@ class _Chosen:
 
     def leading(self, x: str) -> str:
         """Returns x with its chosen axes first."""
-        return _transposed(self._call, x, self.axes)
+        return self._call.writer.permute(x, self.axes)
 
     def placed(self, found: str) -> str:
         """Returns what GatherND gives in the order of x[indices]."""
-        return _transposed(self._call, found, self._back)
+        return self._call.writer.permute(found, self._back)
 
     def gathered(self, values: str) -> str:
         """Returns values of the shape of x[indices] as ScatterND takes them."""
-        return _transposed(self._call, values, _inverse(self._back))
-
-
-def _transposed(call: Call, x: str, axes: list[int]) -> str:
-    return x if axes == sorted(axes) else call.writer.node("Transpose", x, perm=axes)
+        return self._call.writer.permute(values, _inverse(self._back))
 
 
 def _inverse(axes: list[int]) -> list[int]:

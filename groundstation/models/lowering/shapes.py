@@ -89,6 +89,21 @@ def flip(call: Call, x: Any, axes: Sequence[int]) -> str:
     return found
 
 
+def roll(call: Call, x: Any, shifts: Sequence[int], axes: Sequence[int] = ()) -> str:
+    w, found, sizes = call.writer, call.name(x), call.shape(x)
+    if not axes:
+        raise call.refuse("rolls all axes as one, the batch's too: name axes that are an image's")
+    for shift, axis in zip(shifts, axes, strict=True):
+        axis = call.axis(x, axis)
+        if not is_known(sizes[axis]):
+            raise call.refuse("rolls the images of a batch")
+        ahead = shift % max(whole(sizes[axis]), 1)
+        if ahead:
+            parts = w.slice(found, axis, -ahead, LAST), w.slice(found, axis, 0, -ahead)
+            found = w.node("Concat", *parts, axis=axis)
+    return found
+
+
 def pad(call: Call, x: Any, pads: Sequence[Any], value: Any = 0.0) -> str:
     rank, w = call.rank(x), call.writer
     pairs = {rank - 1 - at: (int(pads[2 * at]), int(pads[2 * at + 1])) for at in range(len(pads) // 2)}

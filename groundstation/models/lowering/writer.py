@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -97,7 +97,11 @@ class Writer:
 
     def made_from(self, name: str) -> str:
         """Returns the operation that gave the first input of a node, by the node's result."""
-        return self.made_by(self._made_by[name].input[0])
+        return self.made_by(self.source(name))
+
+    def source(self, name: str) -> str:
+        """Returns the first input of a node, by the node's result."""
+        return str(self._made_by[name].input[0])
 
     def integers(self, *values: int) -> str:
         return self.constant(np.array(values, np.int64), "int64")
@@ -235,6 +239,11 @@ class Call:
         parts = [part for part in tensors if 0 not in self.shape(part)]
         return parts if self.axis(x, axis) == 1 and len(parts) <= MOST_JOINED else [x]
 
+    def users(self, part: int) -> set[str]:
+        """Returns the names of the operators that take this part of what the operator gives."""
+        own = Result(len(self._names), part)
+        return {each.name for each in self._trace.operators if own in _results(each.arguments)}
+
     def axis(self, x: Result, axis: int) -> int:
         """Counts an axis from the front."""
         return axis % max(self.rank(x), 1)
@@ -263,6 +272,14 @@ class Call:
 
 Lowering = Callable[..., Any]
 """Writes one operator: (call, *its ATen arguments) -> the name of its result, or a tuple of them."""
+
+
+def _results(arguments: Sequence[Any]) -> Iterator[Result]:
+    for each in arguments:
+        if isinstance(each, Result):
+            yield each
+        elif isinstance(each, list | tuple):
+            yield from _results(each)
 
 
 def whole(size: Any) -> int:

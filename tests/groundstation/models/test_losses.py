@@ -18,7 +18,7 @@ from groundstation.models.export import made, state  # noqa: E402
 from groundstation.models.folder import write_network  # noqa: E402
 from groundstation.models.from_torch import Authored  # noqa: E402
 from groundstation.models.losses import Loss  # noqa: E402
-from groundstation.models.lowering.draws import P, drawn, threshold  # noqa: E402
+from groundstation.models.lowering.draws import P, drawn, normals, threshold  # noqa: E402
 from onboard.learn.graph import InferGraph, TrainGraph  # noqa: E402
 
 
@@ -67,6 +67,14 @@ def test_draws_are_even_and_independent() -> None:
     assert abs(np.var(counts) / 125 - 1) * np.sqrt(500) < 5
 
 
+def test_normal_draws_have_the_moments_and_tails_of_a_normal_distribution() -> None:
+    found = normals(drawn(5, 0, SHAPE), drawn(5, 1, SHAPE)).ravel()
+    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs(float((found**power).mean()) - moment) * np.sqrt(found.size / variance) < 5
+    assert abs((np.abs(found) > 3).mean() / 0.0026998 - 1) * np.sqrt(0.0027 * found.size) < 5
+    assert abs(float((found[1:] * found[:-1]).mean())) * np.sqrt(found.size) < 5
+
+
 def test_draws_stay_what_they_are() -> None:
     assert drawn(7, 0, (2, 3)).tolist() == GOLDEN
     assert drawn(7, 0, (2, P + 1))[:, 0].tolist() == [row[0] for row in GOLDEN]
@@ -88,6 +96,7 @@ class Dropping(nn.Module):
         if self.training:  # stochastic depth, and noise
             kept = tokens.new_empty((len(tokens), 1, 1)).bernoulli_(0.8)
             tokens = tokens * kept / 0.8 + torch.rand_like(tokens)
+            tokens = tokens + torch.randn_like(tokens) * torch.randn(len(tokens), 1, 4)
         return self.head(functional.dropout(tokens.mean(1), 0.25, self.training))
 
 
