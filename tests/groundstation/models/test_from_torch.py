@@ -348,14 +348,14 @@ def test_gradients_are_autograds(name: str, tmp_path: Path) -> None:
 
 
 class Asked(nn.Module):
-    """Gives a parameter to a layer, as a decoder does its queries."""
+    """Gives a view of a parameter to a layer, as a decoder does its queries."""
 
     def __init__(self) -> None:
         super().__init__()
         self.query, self.layer = nn.Parameter(torch.randn(1, 4)), nn.Linear(4, CLASSES)
 
     def forward(self, x: Any) -> Any:
-        return self.layer(self.query) * x.mean((1, 2, 3))[:, None]
+        return self.layer(self.query.expand(1, -1)) * x.mean((1, 2, 3))[:, None]
 
 
 def test_multiply_adds_are_those_of_one_image() -> None:
