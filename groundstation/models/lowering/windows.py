@@ -48,7 +48,11 @@ def most(call: Call, x: Any, count: int, axis: int = -1, largest: bool = True, *
     return w.split("TopK", call.name(x), w.integers(count), outputs=2, **options)
 
 
-def sort(call: Call, x: Any, axis: int = -1, descending: bool = False, **_: Any) -> tuple[str, ...]:
+def sort(
+    call: Call, x: Any, axis: int = -1, descending: bool = False, *, dim: int | None = None, **_: Any
+) -> tuple[str, ...]:  # fmt: skip
+    """Writes sort, whose stable form names its axis `dim`; equal numbers keep their order in both."""
+    axis = axis if dim is None else dim
     length = call.shape(x)[call.axis(x, axis)]
     if not is_known(length):
         raise call.refuse("sorts the images of a batch")

@@ -106,7 +106,7 @@ class Largest(nn.Module):
         kept, where = functional.max_pool2d(torch.tanh(self.first(x)), 2, return_indices=True)
         x = torch.tanh(self.second(functional.max_unpool2d(kept, where, 2))).flatten(2)
         largest, smallest = x.topk(3, 2)[0], x.topk(2, 2, largest=False)[0]
-        ordered = x.sort(2, descending=True)[0][:, :, ::4]
+        ordered = x.sort(2, descending=True)[0][:, :, ::4] * x.sort(dim=1, stable=True)[0][:, :, ::4]
         return self.head(torch.cat([largest, smallest, ordered], 2).flatten(1))
 
 
